@@ -1,0 +1,60 @@
+# Every target sets up what it needs; `make help` lists them.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMPS := $(VENV)/.stamps
+
+DETECTRON2_COMMIT := 02b5c4e295e990042a714712c21dc79b731e8833
+# Anything `pip install` takes: a git URL (of a mirror, say), or the folder of a checkout at the commit above.
+DETECTRON2 ?= git+https://github.com/facebookresearch/detectron2.git@$(DETECTRON2_COMMIT)
+
+.DELETE_ON_ERROR:
+.PHONY: help setup check-detectron2 demo test lint format
+
+help: ## List the targets
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
+
+setup: $(STAMPS)/package ## Virtual environment in .venv, requirements, Detectron2 and this package
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(STAMPS)/requirements: requirements.txt requirements-dev.txt constraints.txt | $(BIN)/python
+	$(BIN)/python -m pip install --quiet -r requirements-dev.txt -c constraints.txt
+	@mkdir -p $(STAMPS) && touch $@
+
+# Built against the torch installed above, hence without build isolation; kept when what is there already loads.
+$(STAMPS)/detectron2: $(STAMPS)/requirements
+	@$(BIN)/python -c "import torch, detectron2._C" 2>/dev/null || { \
+	    $(MAKE) --no-print-directory check-detectron2 && \
+	    echo "building Detectron2 (a minute or two) ..." && \
+	    $(BIN)/python -m pip install --quiet --no-build-isolation -c constraints.txt "$(DETECTRON2)"; }
+	@touch $@
+
+$(STAMPS)/package: $(STAMPS)/detectron2 pyproject.toml setup.py $(wildcard piip_ops/csrc/* piip_ops/csrc/*/*)
+	$(BIN)/python -m pip install --quiet --no-build-isolation --no-deps -e .
+	@touch $@
+
+check-detectron2: ## Say whether Detectron2's source can be reached
+	@case "$(DETECTRON2)" in \
+	git+*) url=$$(echo "$(DETECTRON2)" | sed -E 's/^git\+//; s/@[^@/]*$$//'); \
+	    GIT_TERMINAL_PROMPT=0 timeout 60 git ls-remote --quiet "$$url" HEAD >/dev/null 2>&1;; \
+	*://*) true;; \
+	*) test -f "$(DETECTRON2)/setup.py";; \
+	esac || { echo "error: Detectron2 cannot be reached at $(DETECTRON2):" \
+	    "give a local checkout or a mirror, e.g. make setup DETECTRON2=../detectron2 or" \
+	    "make setup DETECTRON2=git+https://HOST/detectron2.git@$(DETECTRON2_COMMIT)" >&2; exit 1; }
+
+test: setup ## All tests
+	$(BIN)/python -m pytest
+
+lint: setup ## Format check, lint, types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	git ls-files '*.cpp' '*.cu' '*.h' | xargs -r $(BIN)/clang-format --dry-run --Werror
+
+format: setup ## Rewrite the sources in the project's format
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+	git ls-files '*.cpp' '*.cu' '*.h' | xargs -r $(BIN)/clang-format -i
