@@ -1,0 +1,237 @@
+"""The parameter-inverted image pyramid."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .branches import Branch
+from .interaction import Interaction, InteractionConfig, Link, resolve_links
+from .merge import Merge, MergeKind
+from .numerics import at_least_float32
+
+__all__ = ["PIIP", "split_stages"]
+
+Stage = tuple[int, int]
+"""First and last block of a stage, inclusive, counted from 0."""
+
+
+def split_stages(depth: int, num_stages: int) -> list[Stage]:
+    """Cut ``depth`` blocks into consecutive stages, as evenly as can be, the longer ones last.
+
+    This is the published cut of every model, MAE-H's 32 blocks in 12 stages (4 of 2 blocks, then 8 of 3) included.
+
+    Raises:
+        ValueError: when there are fewer blocks than stages.
+    """
+    if not 1 <= num_stages <= depth:
+        raise ValueError(f"cannot cut {depth} blocks into {num_stages} stages: expected 1 to {depth}")
+    short, longer = divmod(depth, num_stages)
+    stages = []
+    first = 0
+    for index in range(num_stages):
+        last = first + short - (index < num_stages - longer)
+        stages.append((first, last))
+        first = last + 1
+    return stages
+
+
+def _check_stages(stages: Sequence[Sequence[Stage]], branches: Sequence[Branch]) -> list[list[Stage]]:
+    if len(stages) != len(branches):
+        raise ValueError(f"stages are given for {len(stages)} branches, there are {len(branches)}: give one list each")
+    counts = [len(ranges) for ranges in stages]
+    if len(set(counts)) != 1:
+        raise ValueError(f"branches have unequal numbers of stages, {counts}: they interact after each, so give as many")
+    checked = []
+    for number, (ranges, branch) in enumerate(zip(stages, branches, strict=True), start=1):
+        for first, last in ranges:
+            if not 0 <= first <= last < branch.depth:
+                raise ValueError(
+                    f"stage [{first}, {last}] of branch {number} is not a range of its {branch.depth} blocks: "
+                    f"expected 0 <= first <= last <= {branch.depth - 1}"
+                )
+        checked.append([(int(first), int(last)) for first, last in ranges])
+    return checked
+
+
+class PIIP(nn.Module):
+    """Several models look at one image at several sizes and exchange features after every stage (paper Fig. 3).
+
+    Branches are listed from the largest model (smallest image) to the smallest model (largest image): the paper's
+    Branch 1, 2, 3. Nothing enforces that order of sizes: equal sizes (no pyramid) and larger models on larger images
+    (parameter-direct) work too.
+
+    Args:
+        branches: the models.
+        image_sizes: nominal image side of each branch in pixels. Only the ratios to the largest matter: an input of
+            any size and shape is taken to be the largest image.
+        num_interactions: number of stages, each followed by an interaction; 0 for none. Branches are cut into as many
+            stages by :func:`split_stages`. Not used where ``stages`` is given.
+        stages: first and last block of each stage of each branch, for another cut. Blocks in no stage are not run.
+        links: which branches look at which, see :func:`piip.interaction.resolve_links`.
+        interaction: what an interaction is made of.
+        merge: how the branches' last maps become one, see :class:`piip.merge.Merge`.
+        merge_branches: numbers, from 1, of the branches that are merged; None for all.
+        tap_stages: stages (from 0) whose maps are merged too, each by a merge of its own, for a pyramid of features
+            of different depth (:meth:`forward_pyramid`).
+
+    Raises:
+        ValueError: naming the branch and what is wrong with it.
+    """
+
+    def __init__(
+        self,
+        branches: Sequence[Branch],
+        image_sizes: Sequence[int],
+        *,
+        num_interactions: int = 12,
+        stages: Sequence[Sequence[Stage]] | None = None,
+        links: Literal["adjacent", "all"] | Sequence[Link] = "adjacent",
+        interaction: InteractionConfig = InteractionConfig(),
+        merge: MergeKind = "conv",
+        merge_branches: Sequence[int] | None = None,
+        tap_stages: Sequence[int] = (),
+    ) -> None:
+        super().__init__()
+        if not branches or len(image_sizes) != len(branches):
+            raise ValueError(f"{len(image_sizes)} image sizes for {len(branches)} branches: give one size per branch")
+        for number, (branch, size) in enumerate(zip(branches, image_sizes, strict=True), start=1):
+            if size < branch.patch_size:
+                raise ValueError(f"image size {size} of branch {number} is below its patch of {branch.patch_size} px")
+        self.branches = nn.ModuleList(branches)
+        self.image_sizes = [int(size) for size in image_sizes]
+
+        if stages is None:
+            stages = [split_stages(branch.depth, max(num_interactions, 1)) for branch in branches]
+        self.stages = _check_stages(stages, branches)
+        resolved_links = resolve_links(links, len(branches)) if num_interactions else []
+        self.interactions = nn.ModuleList(
+            Interaction(self.stage_channels(stage), resolved_links, interaction)
+            for stage in range(self.num_stages)
+            if resolved_links
+        )
+
+        final = self.num_stages - 1
+        if not all(0 <= tap < final for tap in tap_stages):
+            raise ValueError(f"tap stages {list(tap_stages)} must lie before the last stage, {final}")
+        self.taps = nn.ModuleDict(
+            {
+                str(tap): Merge(self.stage_channels(tap), merge, merge_branches)
+                for tap in sorted(set(tap_stages))
+            }
+        )
+        self.merge = Merge(self.stage_channels(final), merge, merge_branches)
+
+    @property
+    def num_stages(self) -> int:
+        """Number of stages; an interaction, where there are any, follows each."""
+        return len(self.stages[0])
+
+    @property
+    def reference(self) -> int:
+        """Index of the branch with the largest image (the last of several), on whose grid maps are merged."""
+        largest = max(self.image_sizes)
+        return max(index for index, size in enumerate(self.image_sizes) if size == largest)
+
+    @property
+    def out_channels(self) -> int:
+        """Channels of the merged map."""
+        return self.merge.out_dim
+
+    @property
+    def stride(self) -> int:
+        """Input pixels per token of the merged map, along one side."""
+        return self.stage_strides(self.num_stages - 1)[self.reference]
+
+    @property
+    def size_divisibility(self) -> int:
+        """Smallest side of which every multiple gives every branch a whole number of patches, without remainder."""
+        largest = max(self.image_sizes)
+        exact = 1
+        for branch, size in zip(self.branches, self.image_sizes, strict=True):
+            patch = branch.stride(branch.depth - 1)
+            exact = math.lcm(exact, patch * largest // math.gcd(patch * largest, size))
+        return exact
+
+    def stage_channels(self, stage: int) -> list[int]:
+        """Channels of each branch's map after ``stage``."""
+        return [branch.channels(self.stages[j][stage][1]) for j, branch in enumerate(self.branches)]
+
+    def stage_strides(self, stage: int) -> list[int]:
+        """Pixels of its own image per token of each branch's map after ``stage``."""
+        return [branch.stride(self.stages[j][stage][1]) for j, branch in enumerate(self.branches)]
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute the branches' blocks in the backward pass instead of keeping their activations."""
+        for branch in self.branches:
+            branch.set_grad_checkpointing(enable)
+
+    def image_pyramid(self, x: Tensor) -> list[Tensor]:
+        """Resize the input ``(B, 3, H, W)`` to each branch's share of it.
+
+        ``scale_factor`` rather than ``size``, as published: the image has ``floor(H * scale)`` rows but is sampled at
+        steps of exactly ``1 / scale``. No antialiasing.
+        """
+        largest = max(self.image_sizes)
+        images = []
+        for size in self.image_sizes:
+            if size == largest:
+                images.append(x)
+                continue
+            resized = F.interpolate(
+                at_least_float32(x), scale_factor=size / largest, mode="bilinear", align_corners=False
+            )
+            images.append(resized.to(x.dtype))
+        return images
+
+    def embed(self, images: Sequence[Tensor]) -> list[Tensor]:
+        """The token map ``(B, h, w, C)`` each branch makes of its image."""
+        for number, (branch, image) in enumerate(zip(self.branches, images, strict=True), start=1):
+            height, width = image.shape[2:]
+            if height < branch.patch_size or width < branch.patch_size:
+                raise ValueError(
+                    f"branch {number} would see an image of {height}x{width} px, smaller than its patch of "
+                    f"{branch.patch_size} px: give a larger image or a larger share to that branch"
+                )
+        return [branch.embed(image) for branch, image in zip(self.branches, images, strict=True)]
+
+    def run_stage(self, stage: int, maps: Sequence[Tensor]) -> list[Tensor]:
+        """Run the blocks of a stage in every branch, then its interaction."""
+        maps = [
+            branch.run_blocks(x, *self.stages[j][stage])
+            for j, (branch, x) in enumerate(zip(self.branches, maps, strict=True))
+        ]
+        return self.interactions[stage](maps) if self.interactions else maps
+
+    def merge_maps(self, merge: Merge, maps: Sequence[Tensor]) -> Tensor:
+        """Merge the branches' maps on the grid of the largest image: ``(B, C, h, w)``."""
+        _, height, width, _ = maps[self.reference].shape
+        return merge(maps, (height, width))
+
+    def forward_pyramid(self, x: Tensor) -> list[Tensor]:
+        """The merged map of each tapped stage, then that of the last, each ``(B, C, h, w)``."""
+        maps = self.embed(self.image_pyramid(x))
+        merged = []
+        for stage in range(self.num_stages):
+            maps = self.run_stage(stage, maps)
+            if str(stage) in self.taps:
+                merged.append(self.merge_maps(self.taps[str(stage)], maps))
+        return [*merged, self.merge_maps(self.merge, maps)]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """From normalised images to the merged map.
+
+        Args:
+            x: ``(B, 3, H, W)``. Padding, if any, is ordinary input: nothing is masked.
+
+        Returns:
+            ``(B, out_channels, h, w)`` with ``h = H // stride`` where H is a multiple of ``size_divisibility``.
+
+        Raises:
+            ValueError: when a branch's image would be smaller than one patch.
+        """
+        return self.forward_pyramid(x)[-1]

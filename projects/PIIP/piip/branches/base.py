@@ -1,0 +1,61 @@
+"""What the image pyramid asks of a branch."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+
+class Branch(nn.Module, ABC):
+    """One model of the pyramid, run block by block on a token map.
+
+    A family of models becomes usable in PIIP by building ``self.blocks`` and answering three questions: how an image
+    becomes the first token map (:meth:`embed`), and how wide (:meth:`channels`) and how coarse (:meth:`stride`) the
+    map is after a given block.
+
+    Token maps are ``(B, h, w, C)``. Read as ``(B, C, h, w)`` they are channels-last, so convolutions take them as
+    they are.
+    """
+
+    blocks: nn.ModuleList
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.grad_checkpointing = False
+
+    @property
+    def depth(self) -> int:
+        """Number of blocks."""
+        return len(self.blocks)
+
+    @property
+    @abstractmethod
+    def patch_size(self) -> int:
+        """Side, in pixels, of the smallest image that gives one token."""
+
+    @abstractmethod
+    def embed(self, image: Tensor) -> Tensor:
+        """Turn an image ``(B, 3, H, W)`` into the token map ``(B, h, w, C)`` that enters block 0."""
+
+    @abstractmethod
+    def channels(self, block: int) -> int:
+        """Channels of the map after ``block``."""
+
+    @abstractmethod
+    def stride(self, block: int) -> int:
+        """Image pixels per token, along one side, after ``block``."""
+
+    def run_blocks(self, x: Tensor, first: int, last: int) -> Tensor:
+        """Run blocks ``first`` to ``last`` inclusive on the map ``x`` ``(B, h, w, C)``."""
+        for block in self.blocks[first : last + 1]:
+            if self.grad_checkpointing and self.training:
+                x = checkpoint(block, x, use_reentrant=False)
+            else:
+                x = block(x)
+        return x
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute each block in the backward pass instead of keeping its activations."""
+        self.grad_checkpointing = enable

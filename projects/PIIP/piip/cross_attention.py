@@ -1,0 +1,114 @@
+"""Cross-attention between the token maps of two branches."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from piip_ops import deform_cross_attn
+from torch import Tensor, nn
+
+from .numerics import at_least_float32
+
+__all__ = ["DeformableCrossAttention", "RegularCrossAttention"]
+
+
+class DeformableCrossAttention(nn.Module):
+    """Single-level deformable attention from one token map to another (paper section 3.2; Deformable DETR eq. 2).
+
+    Every query looks at ``num_points`` points of the other map around its own place in the image. It runs in at least
+    float32, as the published model forces it to: under autocast it leaves autocast.
+
+    Args:
+        dim: channels of the queries and of the output.
+        feat_dim: channels of the map that is looked at.
+        num_heads: heads; ``int(dim * ratio)`` must be a multiple of it.
+        num_points: sampling points of a head and query.
+        ratio: width of the values as a fraction of ``dim``.
+    """
+
+    def __init__(self, dim: int, feat_dim: int, *, num_heads: int = 16, num_points: int = 4, ratio: float = 0.5) -> None:
+        super().__init__()
+        value_dim = int(dim * ratio)
+        if value_dim % num_heads or not value_dim:
+            raise ValueError(
+                f"deformable attention on {dim} channels with ratio {ratio} has {value_dim} value channels, "
+                f"which {num_heads} heads cannot share: choose a divisor of {value_dim}"
+            )
+        self.num_heads = num_heads
+        self.num_points = num_points
+        self.value_proj = nn.Linear(feat_dim, value_dim)
+        self.sampling_offsets = nn.Linear(dim, num_heads * num_points * 2)
+        self.attention_weights = nn.Linear(dim, num_heads * num_points)
+        self.output_proj = nn.Linear(value_dim, dim)
+
+    def reset_parameters(self) -> None:
+        """Start with every head looking in a direction of its own, its points 1, 2, ... pixels away."""
+        angles = torch.arange(self.num_heads) * (2 * math.pi / self.num_heads)
+        directions = torch.stack([angles.cos(), angles.sin()], -1)  # (heads, 2), as (x, y)
+        directions = directions / directions.abs().amax(-1, keepdim=True)
+        distances = torch.arange(1, self.num_points + 1).view(1, -1, 1)
+        nn.init.zeros_(self.sampling_offsets.weight)
+        with torch.no_grad():
+            self.sampling_offsets.bias.copy_((directions[:, None] * distances).flatten())
+        nn.init.zeros_(self.attention_weights.weight)
+        nn.init.zeros_(self.attention_weights.bias)
+        for layer in (self.value_proj, self.output_proj):
+            nn.init.xavier_uniform_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, query: Tensor, feat: Tensor) -> Tensor:
+        """Look from ``query`` ``(B, hq, wq, dim)`` at ``feat`` ``(B, hf, wf, feat_dim)``; returns a map like ``query``."""
+        batch, *query_shape, _ = query.shape
+        value_shape = feat.shape[1:3]
+        with torch.autocast(query.device.type, enabled=False):
+            wide_query, feat = at_least_float32(query), at_least_float32(feat)
+            value = _linear(self.value_proj, feat)
+            offsets = _linear(self.sampling_offsets, wide_query)
+            logits = _linear(self.attention_weights, wide_query)
+            out = deform_cross_attn(
+                value.reshape(batch, -1, self.num_heads, value.shape[-1] // self.num_heads),
+                offsets.reshape(batch, -1, self.num_heads, self.num_points, 2),
+                logits.reshape(batch, -1, self.num_heads, self.num_points),
+                tuple(query_shape),
+                tuple(value_shape),
+            )
+            out = _linear(self.output_proj, out.reshape(batch, *query_shape, -1))
+        return out.to(query.dtype)
+
+
+class RegularCrossAttention(nn.Module):
+    """Dense cross-attention from one token map to another (the published ``interact_attn_type='normal'``).
+
+    Args:
+        dim: channels of the queries and of the output, a multiple of ``num_heads``.
+        feat_dim: channels of the map that is looked at.
+        num_heads: heads.
+    """
+
+    def __init__(self, dim: int, feat_dim: int, *, num_heads: int = 16) -> None:
+        super().__init__()
+        if dim % num_heads:
+            raise ValueError(f"{dim} channels cannot be split into {num_heads} heads: choose a divisor of {dim}")
+        self.num_heads = num_heads
+        self.q_proj = nn.Linear(dim, dim, bias=False)
+        self.k_proj = nn.Linear(feat_dim, dim, bias=False)
+        self.v_proj = nn.Linear(feat_dim, dim, bias=False)
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, query: Tensor, feat: Tensor) -> Tensor:
+        """Look from ``query`` ``(B, hq, wq, dim)`` at ``feat`` ``(B, hf, wf, feat_dim)``; returns a map like ``query``."""
+        q, k, v = (
+            t.flatten(1, 2).unflatten(2, (self.num_heads, -1)).transpose(1, 2)  # (B, heads, tokens, dim/heads)
+            for t in (self.q_proj(query), self.k_proj(feat), self.v_proj(feat))
+        )
+        out = F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
+        return self.proj(out.reshape(query.shape))
+
+
+def _linear(layer: nn.Linear, x: Tensor) -> Tensor:
+    """``layer`` in the precision of ``x``, also where the weights themselves are kept in half precision."""
+    if layer.weight.dtype == x.dtype:
+        return layer(x)
+    return F.linear(x, layer.weight.to(x.dtype), layer.bias.to(x.dtype))

@@ -1,0 +1,93 @@
+"""The published multi-scale stack: from the merged map to strides 4 to 32."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+from timm.layers import LayerNorm2d
+from torch import Tensor, nn
+
+from .backbone import PIIP
+
+__all__ = ["DeconvPyramid", "PyramidBackbone"]
+
+LEVELS = ("f1", "f2", "f3", "f4")
+"""Names of the maps at 1/4, 1/2, 1 and 2 times the stride of the merged map."""
+
+
+def _deconv(dim: int) -> nn.ConvTranspose2d:
+    layer = nn.ConvTranspose2d(dim, dim, kernel_size=2, stride=2)
+    nn.init.normal_(layer.weight, std=math.sqrt(2.0 / (4 * dim)))
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+class DeconvPyramid(nn.Module):
+    """Deconvolutions up, max pooling down, all at the width of the merged map (SPEC: BEiT's and ViT-Adapter's stack).
+
+    f1 is two 2x2 deconvolutions with a norm and GELU between, f2 one, f3 the map itself, f4 its 2x2 maximum.
+
+    Args:
+        dims: channels of the maps that f1 and f2 start from.
+        norm: between the two deconvolutions of f1: "group" (PIIP) or "layer" (the single-ViT baselines).
+        outputs: names of the maps to return.
+        extra: names of maps whose parameters exist though they are not returned (the released three-branch DINO
+            detectors carry an unused f1).
+    """
+
+    def __init__(
+        self,
+        dims: tuple[int, int],
+        *,
+        norm: Literal["group", "layer"] = "group",
+        outputs: Sequence[str] = LEVELS,
+        extra: Sequence[str] = (),
+    ) -> None:
+        super().__init__()
+        if unknown := set(outputs) - set(LEVELS):
+            raise ValueError(f"unknown pyramid levels {sorted(unknown)}: expected some of {list(LEVELS)}")
+        self.outputs = [level for level in LEVELS if level in outputs]
+        if "f1" in outputs or "f1" in extra:
+            between = nn.GroupNorm(32, dims[0]) if norm == "group" else LayerNorm2d(dims[0], eps=1e-6)
+            self.f1 = nn.Sequential(_deconv(dims[0]), between, nn.GELU(), _deconv(dims[0]))
+        if "f2" in outputs or "f2" in extra:
+            self.f2 = _deconv(dims[1])
+        self.f3 = nn.Identity()
+        self.f4 = nn.MaxPool2d(2)
+
+    def forward(self, maps: Sequence[Tensor]) -> dict[str, Tensor]:
+        """Build the pyramid.
+
+        Args:
+            maps: what f1, f2, f3 and f4 start from, each ``(B, C, h, w)``: four times the merged map, or four maps of
+                growing depth.
+
+        Returns:
+            level name -> ``(B, C, h * s, w * s)``, s = 4, 2, 1 and 1/2 (rounded down) for f1 to f4.
+        """
+        return {level: getattr(self, level)(x) for level, x in zip(LEVELS, maps, strict=True) if level in self.outputs}
+
+
+class PyramidBackbone(nn.Module):
+    """PIIP followed by the published stack: the backbone of the released detectors.
+
+    Args:
+        piip: the image pyramid. Where it has tapped stages, there are three: f1 and f2 start from the first two, f3
+            is the third and f4 starts from the final map; otherwise all four start from the final map.
+        pyramid: the stack.
+    """
+
+    def __init__(self, piip: PIIP, pyramid: DeconvPyramid) -> None:
+        super().__init__()
+        if len(piip.taps) not in (0, 3):
+            raise ValueError(f"the pyramid needs the maps of 3 tapped stages, or of none, got {len(piip.taps)}")
+        self.piip = piip
+        self.pyramid = pyramid
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        """From ``(B, 3, H, W)`` to ``{"merged": (B, C, h, w)}`` and the levels of the pyramid."""
+        maps = self.piip.forward_pyramid(x)
+        merged = maps[-1]
+        return {"merged": merged, **self.pyramid(maps if len(maps) == len(LEVELS) else [merged] * len(LEVELS))}
