@@ -1,0 +1,93 @@
+"""What the operators ask of their arguments (the compiled kernels ask the same, in csrc/checks.h)."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
+
+def check_ms_deform_attn(
+    value: Tensor,
+    spatial_shapes: Sequence[Sequence[int]],
+    sampling_locations: Tensor,
+    attention_weights: Tensor,
+) -> None:
+    """Raise ValueError, naming the argument, where :func:`piip_ops.ms_deform_attn` cannot take these."""
+    _check_dims("value", value, "(B, S, heads, C)", 4)
+    _check_dims("sampling_locations", sampling_locations, "(B, Q, heads, levels, points, 2)", 6)
+    _check_dims("attention_weights", attention_weights, "(B, Q, heads, levels, points)", 5)
+    batch, length, heads, _ = value.shape
+    _check_sizes("spatial_shapes", [size for shape in spatial_shapes for size in shape])
+    total = sum(height * width for height, width in spatial_shapes)
+    if total != length:
+        raise ValueError(
+            f"spatial_shapes: these levels hold {total} positions, but value has {length} (its dim 1)"
+        )
+    queries, points = sampling_locations.shape[1], sampling_locations.shape[4]
+    expected = (batch, queries, heads, len(spatial_shapes), points)
+    _check_shape("sampling_locations", sampling_locations, (*expected, 2))
+    _check_shape("attention_weights", attention_weights, expected)
+    _check_kind(value, {"sampling_locations": sampling_locations, "attention_weights": attention_weights})
+
+
+def check_deform_cross_attn(
+    value: Tensor, offsets: Tensor, logits: Tensor, query_shape: Sequence[int], value_shape: Sequence[int]
+) -> None:
+    """Raise ValueError, naming the argument, where :func:`piip_ops.deform_cross_attn` cannot take these."""
+    _check_dims("value", value, "(B, hv*wv, heads, C)", 4)
+    _check_dims("offsets", offsets, "(B, hq*wq, heads, points, 2)", 5)
+    _check_dims("logits", logits, "(B, hq*wq, heads, points)", 4)
+    for name, shape in (("query_shape", query_shape), ("value_shape", value_shape)):
+        if len(shape) != 2:
+            raise ValueError(f"{name}: expected (height, width), got {len(shape)} numbers")
+    batch, length, heads, _ = value.shape
+    _check_sizes("value_shape", value_shape)
+    if value_shape[0] * value_shape[1] != length:
+        raise ValueError(
+            f"value_shape: {value_shape[0]} x {value_shape[1]} positions, but value has {length} (its dim 1)"
+        )
+    if min(query_shape) < 0 or query_shape[0] * query_shape[1] != offsets.shape[1]:
+        raise ValueError(
+            f"query_shape: {query_shape[0]} x {query_shape[1]} queries, "
+            f"but offsets has {offsets.shape[1]} (its dim 1)"
+        )
+    expected = (batch, offsets.shape[1], heads, offsets.shape[3])
+    _check_shape("offsets", offsets, (*expected, 2))
+    _check_shape("logits", logits, expected)
+    _check_kind(value, {"offsets": offsets, "logits": logits})
+
+
+def _check_dims(name: str, tensor: Tensor, layout: str, dims: int) -> None:
+    if tensor.dim() != dims:
+        raise ValueError(f"{name}: expected {dims} dimensions {layout}, got shape {tuple(tensor.shape)}")
+
+
+def _check_shape(name: str, tensor: Tensor, expected: Sequence[int]) -> None:
+    # Element by element: comparing tuples would look symbolic sizes up by identity first.
+    if any(size != wanted for size, wanted in zip(tensor.shape, expected, strict=True)):
+        raise ValueError(f"{name}: expected shape {tuple(expected)}, got {tuple(tensor.shape)}")
+
+
+def _check_sizes(name: str, sizes: Sequence[int]) -> None:
+    if len(sizes) == 0 or min(sizes) < 1:
+        raise ValueError(f"{name}: expected heights and widths of at least 1, got {list(sizes)}")
+
+
+def _check_kind(value: Tensor, others: dict[str, Tensor]) -> None:
+    if value.dtype not in DTYPES:
+        raise ValueError(f"value: expected float64, float32, bfloat16 or float16, got {value.dtype}")
+    kinds = {other.dtype for other in others.values()}
+    for name, other in others.items():
+        if other.device != value.device:
+            raise ValueError(f"{name}: on {other.device}, but value is on {value.device}; move one of them")
+        half_value = value.dtype in (torch.bfloat16, torch.float16)
+        if (
+            not (other.dtype == value.dtype or (half_value and other.dtype == torch.float32))
+            or len(kinds) > 1
+        ):
+            accepted = f"{value.dtype} or torch.float32" if half_value else f"{value.dtype}"
+            raise ValueError(
+                f"{name}: expected {accepted}, the same for {' and '.join(others)}, got {other.dtype}"
+            )
