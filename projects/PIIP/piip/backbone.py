@@ -78,6 +78,7 @@ class PIIP(nn.Module):
         merge_branches: numbers, from 1, of the branches that are merged; None for all.
         tap_stages: stages (from 0) whose maps are merged too, each by a merge of its own, for a pyramid of features
             of different depth (:meth:`forward_pyramid`).
+        grad_checkpointing: recompute the branches' blocks in the backward pass instead of keeping their activations.
 
     Raises:
         ValueError: naming the branch and what is wrong with it.
@@ -95,6 +96,7 @@ class PIIP(nn.Module):
         merge: MergeKind = "conv",
         merge_branches: Sequence[int] | None = None,
         tap_stages: Sequence[int] = (),
+        grad_checkpointing: bool = False,
     ) -> None:
         super().__init__()
         if not branches or len(image_sizes) != len(branches):
@@ -125,6 +127,7 @@ class PIIP(nn.Module):
             }
         )
         self.merge = Merge(self.stage_channels(final), merge, merge_branches)
+        self.set_grad_checkpointing(grad_checkpointing)
 
     @property
     def num_stages(self) -> int:
@@ -141,6 +144,20 @@ class PIIP(nn.Module):
     def out_channels(self) -> int:
         """Channels of the merged map."""
         return self.merge.out_dim
+
+    def pyramid_channels(self) -> list[int]:
+        """Channels of the maps that the four levels of a published pyramid start from.
+
+        With three tapped stages they are theirs and the last's, otherwise four times the last's.
+
+        Raises:
+            ValueError: for another number of tapped stages.
+        """
+        if not self.taps:
+            return [self.out_channels] * 4
+        if len(self.taps) != 3:
+            raise ValueError(f"the pyramid needs the maps of 3 tapped stages, or of none, got {len(self.taps)}")
+        return [*(tap.out_dim for tap in self.taps.values()), self.out_channels]
 
     @property
     def stride(self) -> int:

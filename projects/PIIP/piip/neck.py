@@ -81,13 +81,16 @@ class PyramidBackbone(nn.Module):
 
     def __init__(self, piip: PIIP, pyramid: DeconvPyramid) -> None:
         super().__init__()
-        if len(piip.taps) not in (0, 3):
-            raise ValueError(f"the pyramid needs the maps of 3 tapped stages, or of none, got {len(piip.taps)}")
         self.piip = piip
         self.pyramid = pyramid
+
+    def level_channels(self) -> dict[str, int]:
+        """Channels of each level of the pyramid."""
+        channels = dict(zip(LEVELS, self.piip.pyramid_channels(), strict=True))
+        return {level: channels[level] for level in self.pyramid.outputs}
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """From ``(B, 3, H, W)`` to ``{"merged": (B, C, h, w)}`` and the levels of the pyramid."""
         maps = self.piip.forward_pyramid(x)
         merged = maps[-1]
-        return {"merged": merged, **self.pyramid(maps if len(maps) == len(LEVELS) else [merged] * len(LEVELS))}
+        return {"merged": merged, **self.pyramid(maps if len(maps) > 1 else [merged] * len(LEVELS))}

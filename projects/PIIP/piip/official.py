@@ -134,11 +134,9 @@ def build_backbone(config: Mapping[str, Any], *, replicate_branch4_bug: bool = F
         tap_stages=() if with_simple_fpn else config["out_interaction_indexes"],
     )
     is_dino = config.get("is_dino", False)
-    dims = (piip.out_channels, piip.out_channels)
-    if piip.taps:
-        dims = (piip.stage_channels(config["out_interaction_indexes"][0])[0], piip.stage_channels(config["out_interaction_indexes"][1])[0])
+    channels = piip.pyramid_channels()
     pyramid = DeconvPyramid(
-        dims,
+        (channels[0], channels[1]),
         outputs=("f2", "f3", "f4") if is_dino else ("f1", "f2", "f3", "f4"),
         extra=("f1",) if is_dino and count == 3 else (),
     )

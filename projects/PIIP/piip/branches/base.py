@@ -47,6 +47,18 @@ class Branch(nn.Module, ABC):
     def stride(self, block: int) -> int:
         """Image pixels per token, along one side, after ``block``."""
 
+    def decay_depth(self, parameter: str) -> int | None:
+        """How deep a parameter lies, for layer-wise learning-rate decay.
+
+        Args:
+            parameter: its name within the branch.
+
+        Returns:
+            0 for what comes before the blocks, i + 1 for block i, or None where the family takes no part in it.
+        """
+        head, _, rest = parameter.partition(".")
+        return int(rest.split(".")[0]) + 1 if head == "blocks" else 0
+
     def run_blocks(self, x: Tensor, first: int, last: int) -> Tensor:
         """Run blocks ``first`` to ``last`` inclusive on the map ``x`` ``(B, h, w, C)``."""
         for block in self.blocks[first : last + 1]:

@@ -1,0 +1,158 @@
+"""PIIP as a Detectron2 backbone, with the neck of ViTDet or that of the released detectors."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import torch.nn.functional as F
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import FPN, Backbone, SimpleFeaturePyramid
+from detectron2.modeling.backbone.fpn import LastLevelMaxPool
+from torch import Tensor, nn
+
+from ..backbone import PIIP
+from ..neck import LEVELS, DeconvPyramid, PyramidBackbone
+
+__all__ = ["MergedMapBackbone", "ReleasedFPN", "ReleasedPyramidBackbone", "SimplePyramid", "piip_backbone"]
+
+
+class MergedMapBackbone(Backbone):
+    """The merged map of a PIIP as the one feature "merged" of a Detectron2 backbone."""
+
+    def __init__(self, piip: PIIP) -> None:
+        super().__init__()
+        self.piip = piip
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        """``(B, 3, H, W)`` -> ``{"merged": (B, C, H / stride, W / stride)}``."""
+        return {"merged": self.piip(x)}
+
+    def output_shape(self) -> dict[str, ShapeSpec]:
+        return {"merged": ShapeSpec(channels=self.piip.out_channels, stride=self.piip.stride)}
+
+
+class ReleasedPyramidBackbone(PyramidBackbone, Backbone):
+    """The backbone of the released detectors: "f1" to "f4", at 1/4, 1/2, 1 and 2 times the stride of the merged map."""
+
+    def output_shape(self) -> dict[str, ShapeSpec]:
+        scales = dict(zip(LEVELS, (0.25, 0.5, 1, 2), strict=True))
+        return {
+            level: ShapeSpec(channels=channels, stride=int(self.piip.stride * scales[level]))
+            for level, channels in self.level_channels().items()
+        }
+
+
+class _PaddedMixin:
+    """Says how inputs must be padded, in the two ways Detectron2 asks.
+
+    Detectron2's own pyramids name the first constraint "size_divisiblity", which nothing reads.
+    """
+
+    _size_divisibility: int
+    _square_pad: int
+
+    @property
+    def size_divisibility(self) -> int:
+        return self._size_divisibility
+
+    @property
+    def padding_constraints(self) -> dict[str, int]:
+        return {"size_divisibility": self._size_divisibility, "square_size": self._square_pad}
+
+
+class SimplePyramid(_PaddedMixin, SimpleFeaturePyramid):
+    """ViTDet's simple feature pyramid, padding its input as ``size_divisibility`` says."""
+
+
+class ReleasedFPN(_PaddedMixin, FPN):
+    """Detectron2's FPN, whose top-down path enlarges to the size of the next level, as mmdetection's does.
+
+    Detectron2's own doubles the size, which fails where a level has an odd number of rows or columns.
+    """
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        """``(B, 3, H, W)`` -> ``{"p2": ..., ..., "p6": ...}``, each ``(B, out_channels, H / 2**i, W / 2**i)``."""
+        features = self.bottom_up(x)
+        coarse: Tensor | None = None
+        results: list[Tensor] = []
+        for name, lateral, output in zip(
+            reversed(self.in_features), self.lateral_convs, self.output_convs, strict=True
+        ):
+            fine = lateral(features[name])
+            if coarse is not None:
+                fine = fine + F.interpolate(coarse, size=fine.shape[2:], mode="nearest")
+            results.insert(0, output(fine))
+            coarse = fine
+        if self.top_block is not None:
+            results.extend(self.top_block(results[-1]))
+        return dict(zip(self._out_features, results, strict=True))
+
+
+def _exact_divisibility(piip: PIIP, coarsest_stride: int) -> int:
+    """Padding that gives every branch whole patches and every level whole cells, where sizes allow.
+
+    Image sizes without a common divisor to speak of would ask for padding beyond the image itself; the levels alone
+    are served then.
+    """
+    exact = math.lcm(piip.size_divisibility, coarsest_stride)
+    return exact if exact <= max(piip.image_sizes) else coarsest_stride
+
+
+def piip_backbone(
+    piip: PIIP,
+    *,
+    neck: Literal["simple", "released"] = "simple",
+    out_channels: int = 256,
+    scale_factors: Sequence[float] = (4.0, 2.0, 1.0, 0.5),
+    norm: str = "LN",
+    top_block: nn.Module | None = None,
+    size_divisibility: int | None = None,
+    square_pad: int = 0,
+    pyramid_norm: Literal["group", "layer"] = "group",
+) -> Backbone:
+    """A Detectron2 backbone from a PIIP: levels "p2", "p3", ... of ``out_channels`` channels.
+
+    Args:
+        piip: the image pyramid network.
+        neck: "simple", ViTDet's feature pyramid on the merged map, or "released", the deconvolution stack at full
+            width followed by an FPN of the released detectors.
+        out_channels: channels of every level.
+        scale_factors: sizes of the levels relative to the merged map ("simple" only; "released" has 4, 2, 1, 1/2).
+        norm: norm of the convolutions of the simple pyramid ("simple" only; "released" has none).
+        top_block: what makes the level above the coarsest; None for the usual maximum of p5, where there is a p5.
+        size_divisibility: inputs are padded to multiples of it; None for the smallest that leaves no branch with a
+            fraction of a patch.
+        square_pad: pad inputs to a square of this side; 0 for none.
+        pyramid_norm: norm inside the deconvolution stack ("released" only): "group" for PIIP, "layer" for the
+            published single-ViT baselines.
+
+    Raises:
+        ValueError: for an unknown neck.
+    """
+    if neck == "released":
+        channels = piip.pyramid_channels()
+        bottom_up = ReleasedPyramidBackbone(piip, DeconvPyramid((channels[0], channels[1]), norm=pyramid_norm))
+        backbone = ReleasedFPN(
+            bottom_up, list(LEVELS), out_channels, top_block=top_block or LastLevelMaxPool(), square_pad=square_pad
+        )
+    elif neck == "simple":
+        if top_block is None and piip.stride / scale_factors[-1] == 32:
+            top_block = LastLevelMaxPool()
+        backbone = SimplePyramid(
+            MergedMapBackbone(piip),
+            "merged",
+            out_channels,
+            list(scale_factors),
+            top_block=top_block,
+            norm=norm,
+            square_pad=square_pad,
+        )
+    else:
+        raise ValueError(f"unknown neck {neck!r}: expected 'simple' or 'released'")
+    coarsest = max(shape.stride for shape in backbone.output_shape().values())
+    if backbone.top_block is not None:
+        coarsest //= 2**backbone.top_block.num_levels  # a pooled extra level needs no padding of its own
+    backbone._size_divisibility = size_divisibility or _exact_divisibility(piip, coarsest)
+    return backbone
