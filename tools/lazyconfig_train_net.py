@@ -7,14 +7,15 @@ tools/lazyconfig_train_net.py --config-file CONFIG [--num-gpus N] [--resume] [--
 import sys
 
 from detectron2.engine import default_argument_parser, launch
+
 from piip.detection.train import main
 
 EPILOG = """
 Examples:
-    train on 8 GPUs       %(prog)s --config-file configs/COCO/NAME.py --num-gpus 8
-    go on after a stop    %(prog)s --config-file configs/COCO/NAME.py --num-gpus 8 --resume
-    evaluate              %(prog)s --config-file configs/COCO/NAME.py --eval-only train.init_checkpoint=MODEL.pth
-    on the CPU, bfloat16  %(prog)s --config-file configs/COCO/NAME.py train.device=cpu +train.precision=bfloat16
+    train on 8 GPUs       %(prog)s --config-file CONFIG.py --num-gpus 8
+    go on after a stop    %(prog)s --config-file CONFIG.py --num-gpus 8 --resume
+    evaluate              %(prog)s --config-file CONFIG.py --eval-only train.init_checkpoint=MODEL.pth
+    on the CPU            %(prog)s --config-file CONFIG.py train.device=cpu
 """
 
 if __name__ == "__main__":

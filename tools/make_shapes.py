@@ -10,11 +10,16 @@ from piip.detection.shapes import write_split
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Write a small COCO-format dataset of drawn shapes.")
     parser.add_argument(
-        "--output", type=Path, default=dataset_root() / "shapes", help="folder to write it to (default: %(default)s)"
+        "--output",
+        type=Path,
+        default=dataset_root() / "shapes",
+        help="folder to write it to (default: %(default)s)",
     )
     parser.add_argument("--train-images", type=int, default=800, help="(default: %(default)s)")
     parser.add_argument("--val-images", type=int, default=100, help="(default: %(default)s)")
-    parser.add_argument("--image-size", type=int, default=128, help="height and width in pixels (default: %(default)s)")
+    parser.add_argument(
+        "--image-size", type=int, default=128, help="height and width in pixels (default: %(default)s)"
+    )
     parser.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
     args = parser.parse_args()
     for split, number in (("train", args.train_images), ("val", args.val_images)):

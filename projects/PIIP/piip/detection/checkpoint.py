@@ -21,10 +21,10 @@ def _listing(title: str, entries: Sequence[str]) -> list[str]:
 
 
 class Checkpointer(DetectionCheckpointer):
-    """Detectron2's checkpointer, strict: a checkpoint that does not fit the model is an error, never a partial load.
+    """Detectron2's checkpointer, strict: a checkpoint that does not fit the model is an error.
 
-    Reads `.pth` (tensors and plain containers only, `weights_only=True`) and `.safetensors`. The model counts as it is:
-    weights for a single branch go through `piip.pretrained`, published detectors through `piip.official`.
+    Reads `.pth` (tensors and plain containers only, `weights_only=True`) and `.safetensors`. The
+    model counts as it is: weights for a single branch go through `piip.pretrained`, published detectors through `piip.official`.
     """
 
     def load(self, path: str, checkpointables: list[str] | None = None) -> dict[str, Any]:
@@ -64,7 +64,9 @@ class Checkpointer(DetectionCheckpointer):
         if filename.endswith(".safetensors"):
             return {"model": load_file(filename)}
         if filename.endswith(".pkl"):
-            raise ValueError(f"checkpoint {filename} is a pickle, which can run code: convert it to .safetensors")
+            raise ValueError(
+                f"checkpoint {filename} is a pickle, which can run code: convert it to .safetensors"
+            )
         loaded: dict[str, Any] = super()._load_file(filename)
         if not isinstance(loaded["model"], dict):
             raise ValueError(f"checkpoint {filename} holds no state dict under 'model': is it a checkpoint?")
@@ -85,7 +87,7 @@ class Checkpointer(DetectionCheckpointer):
             *_listing(
                 "shapes differ",
                 [
-                    f"{key} {tuple(weights[key].shape)} in the checkpoint, {tuple(model[key].shape)} in the model"
+                    f"{key} {tuple(weights[key].shape)} in the checkpoint, {tuple(model[key].shape)} here"
                     for key in model
                     if key in weights and weights[key].shape != model[key].shape
                 ],
@@ -93,6 +95,6 @@ class Checkpointer(DetectionCheckpointer):
         ]
         if mismatches:
             raise ValueError(
-                f"checkpoint does not fit the model ({'; '.join(mismatches)}): use the config it was trained with"
+                f"checkpoint does not fit the model ({'; '.join(mismatches)}): give its own config"
             )
         return super()._load_model(checkpoint)

@@ -1,4 +1,4 @@
-"""Training data that depend on the seed and the iteration only, and datasets that say what is wrong with them."""
+"""Training data that depend on seed and iteration only, and datasets that say what is wrong with them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _STREAMS = 2**32  # distinct streams of random numbers a seed is mixed into
 
 
 def mix_seed(seed: int, *numbers: int) -> int:
-    """A seed in [0, 2**32) that depends on all its arguments, for streams that must not resemble one another."""
+    """A seed in [0, 2**32) that depends on all arguments, for streams that must not resemble one another."""
     return int(np.random.SeedSequence([seed % _STREAMS, *numbers]).generate_state(1)[0])
 
 
@@ -39,19 +39,32 @@ def seed_all(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def register_coco(name: str, json_file: str | os.PathLike[str], image_root: str | os.PathLike[str]) -> None:
+def register_coco(
+    name: str,
+    json_file: str | os.PathLike[str],
+    image_root: str | os.PathLike[str],
+    metadata: dict[str, Any] | None = None,
+) -> None:
     """Register a COCO-format dataset under `name`; a second call with the same name replaces the first.
 
-    LazyConfig files run each time they are loaded, so registering must not fail the second time as Detectron2's does.
+    LazyConfig files run each time they are loaded, so registering must not fail the second time as
+    Detectron2's does.
+
+    Args:
+        name: what configs call the dataset.
+        json_file: its annotations, in COCO's instances format.
+        image_root: the folder that its file names are relative to.
+        metadata: more of what Detectron2 should know about it, such as "thing_classes", "thing_colors" and
+            "thing_dataset_id_to_contiguous_id"; without it classes are known once the annotations are read.
     """
     if name in DatasetCatalog:
         DatasetCatalog.remove(name)
         MetadataCatalog.remove(name)
-    register_coco_instances(name, {}, os.fspath(json_file), os.fspath(image_root))
+    register_coco_instances(name, metadata or {}, os.fspath(json_file), os.fspath(image_root))
 
 
 def dataset_root() -> Path:
-    """The folder that holds datasets: `DETECTRON2_DATASETS`, or `datasets` in the working folder, as in Detectron2."""
+    """Where datasets are: `DETECTRON2_DATASETS`, or `datasets` in the working folder, as in Detectron2."""
     return Path(os.environ.get("DETECTRON2_DATASETS", "datasets"))
 
 
@@ -74,7 +87,7 @@ def _what_is_not_coco(path: Path) -> str:
     known = {category["id"] for category in content["categories"]}
     for position, entry in enumerate(content["annotations"]):
         if entry["category_id"] not in known:
-            return f"annotations[{position}] has category_id {entry['category_id']}, which is not among the categories"
+            return f"annotations[{position}] has category_id {entry['category_id']}, not among the categories"
     return ""
 
 
@@ -93,7 +106,9 @@ def dataset_dicts(names: str | Sequence[str], *, filter_empty: bool = True) -> l
     names = [names] if isinstance(names, str) else list(names)
     for name in names:
         if name not in DatasetCatalog:
-            raise KeyError(f"dataset '{name}' is not registered: register_coco(name, json_file, image_root) does it")
+            raise KeyError(
+                f"dataset '{name}' is not registered: register_coco(name, json_file, image_root) does it"
+            )
         path = Path(MetadataCatalog.get(name).get("json_file", ""))
         if path.name and not path.is_file():
             raise FileNotFoundError(
@@ -107,7 +122,9 @@ def dataset_dicts(names: str | Sequence[str], *, filter_empty: bool = True) -> l
             reason = _what_is_not_coco(path) if path.is_file() else ""
             if reason:
                 raise ValueError(f"{path} is not a COCO annotation file: {reason}") from error
-        raise ValueError(f"dataset {', '.join(names)} cannot be used: {error or type(error).__name__}") from error
+        raise ValueError(
+            f"dataset {', '.join(names)} cannot be used: {error or type(error).__name__}"
+        ) from error
     return records
 
 
@@ -118,8 +135,9 @@ Draw = tuple[int, int]
 class BatchSampler(Sampler[list[Draw]]):
     """Endless batches of shuffled indices for one rank, from any batch onwards.
 
-    The stream of shuffles is dealt to the ranks in turn. With `wide` given, batches hold only wide or only tall images, as
-    Detectron2's aspect-ratio grouping does. Replaying the stream up to `start` costs microseconds a batch.
+    The stream of shuffles is dealt to the ranks in turn. With `wide` given, batches hold only wide or only
+    tall images, as Detectron2's aspect-ratio grouping does. Replaying the stream up to `start` costs
+    microseconds a batch.
     """
 
     def __init__(
@@ -179,7 +197,7 @@ class _SeededSamples(Dataset[dict[str, Any]]):
 
 
 def _ignore_interrupt(worker: int) -> None:
-    """Ctrl-C reaches the whole process group: only the training process should answer it, by ending the workers."""
+    """Ctrl-C reaches the whole process group: only the training process should answer it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
@@ -190,9 +208,10 @@ def _as_list(batch: list[dict[str, Any]]) -> list[dict[str, Any]]:
 class TrainLoader:
     """Endless training batches in which batch n depends on the seed and n only.
 
-    That holds with any number of workers, so a run that stopped goes on exactly where it was: `set_position` before the
-    first batch. A batch is the list of what `mapper` returned, as Detectron2's models take it. Without workers, loading
-    reseeds this process's generators; the trainer seeds them again before each step.
+    That holds with any number of workers, so a run that stopped goes on exactly where it was: `set_position`
+        before the
+    first batch. A batch is the list of what `mapper` returned, as Detectron2's models take it. Without
+    workers, loading reseeds this process's generators; the trainer seeds them again before each step.
     """
 
     def __init__(
@@ -218,7 +237,7 @@ class TrainLoader:
         world_size = comm.get_world_size()
         if total_batch_size < 1 or total_batch_size % world_size:
             raise ValueError(
-                f"total_batch_size {total_batch_size} must be a positive multiple of the {world_size} processes"
+                f"total_batch_size {total_batch_size} must be a positive multiple of {world_size} processes"
             )
         self.batch_size = total_batch_size // world_size
         self.num_images = len(dataset)
@@ -228,7 +247,7 @@ class TrainLoader:
         self.seed, self.start = 0, 0
 
     def set_position(self, seed: int, iteration: int) -> None:
-        """Make the next iteration over this loader begin with batch number `iteration` of the run seeded by `seed`."""
+        """Make the next iteration begin with batch number `iteration` of the run seeded by `seed`."""
         self.seed, self.start = seed, iteration
 
     def __iter__(self) -> Iterator[list[dict[str, Any]]]:

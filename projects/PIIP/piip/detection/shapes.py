@@ -1,8 +1,9 @@
 """A COCO-format instance segmentation dataset that draws itself: shapes of very different sizes.
 
-It exists so that training, evaluation and prediction can be tried and tested without a download. What it stresses is
-scale: objects run from 8 pixels to most of the image, in loose scenes, in scenes one object fills, and in crowds of small
-ones, with occlusion. Classes differ by outline only; colours and textures are random.
+It exists so that training, evaluation and prediction can be tried and tested without a download. What it
+stresses is scale: objects run from 8 pixels to most of the image, in loose scenes, in scenes one object
+fills, and in crowds of small ones, with occlusion. Classes differ by outline only; colours and textures are
+random.
 """
 
 from __future__ import annotations
@@ -17,7 +18,17 @@ import numpy as np
 import numpy.typing as npt
 from pycocotools import mask as coco_mask
 
+from .data import dataset_root, register_coco
+
 CLASSES: tuple[str, ...] = ("disc", "square", "triangle", "star", "ring", "cross")
+_COLOURS = (
+    (230, 60, 60),
+    (60, 180, 75),
+    (60, 100, 230),
+    (245, 200, 40),
+    (200, 60, 220),
+    (50, 200, 220),
+)  # RGB, to draw
 
 MIN_EXTENT = 8  # pixels: the larger side of the smallest object
 _MIN_VISIBLE = 0.4  # an object is never hidden beyond this fraction of its own pixels
@@ -56,16 +67,22 @@ def _coverage(
 ) -> npt.NDArray[np.float32]:
     """(size, size) share of each pixel that a shape covers, in [0, 1].
 
-    `extent` is the larger side of its box and `center` the middle of that box (x, y), in pixels; `angle` in radians.
+    `extent` is the larger side of its box and `center` the middle of that box (x, y), in pixels; `angle` in
+    radians.
     """
     cos, sin = np.cos(angle), np.sin(angle)
     outlines = [outline @ np.array([(cos, sin), (-sin, cos)]) for outline in _OUTLINES[CLASSES[label]]]
     low, high = outlines[0].min(axis=0), outlines[0].max(axis=0)
     scale = extent / (high - low).max()
     corners = [(outline - (low + high) / 2) * scale + np.asarray(center) for outline in outlines]
-    fine = np.zeros((size * _SUPERSAMPLING,) * 2, np.uint8)
-    cv2.fillPoly(fine, [np.round(c * _SUPERSAMPLING).astype(np.int32) for c in corners], 255)
-    return cv2.resize(fine, (size, size), interpolation=cv2.INTER_AREA).astype(np.float32) / 255
+    x0, y0 = np.clip(np.floor(corners[0].min(axis=0)).astype(int), 0, size - 1)
+    x1, y1 = np.clip(np.ceil(corners[0].max(axis=0)).astype(int) + 1, 1, size)
+    fine = np.zeros(((y1 - y0) * _SUPERSAMPLING, (x1 - x0) * _SUPERSAMPLING), np.uint8)
+    cv2.fillPoly(fine, [np.round((c - (x0, y0)) * _SUPERSAMPLING).astype(np.int32) for c in corners], 255)
+    coverage = np.zeros((size, size), np.float32)
+    coverage[y0:y1, x0:x1] = cv2.resize(fine, (x1 - x0, y1 - y0), interpolation=cv2.INTER_AREA)
+    coverage /= 255
+    return coverage
 
 
 def _colour(rng: np.random.Generator) -> npt.NDArray[np.float32]:
@@ -129,8 +146,8 @@ def draw_scene(rng: np.random.Generator, size: int) -> tuple[Image, list[Mask], 
         size: height and width of the image in pixels, at least 32.
 
     Returns:
-        The image (size, size, 3) in BGR, the mask (size, size) of the visible pixels of each object, and the objects'
-        indices into `CLASSES`.
+        The image (size, size, 3) in BGR, the mask (size, size) of the visible pixels of each object, and the
+        objects' indices into `CLASSES`.
 
     Raises:
         ValueError: the image is too small to hold the range of sizes the dataset is about.
@@ -199,3 +216,15 @@ def write_split(root: Path, split: str, num_images: int, image_size: int, seed: 
     path = root / f"instances_{split}.json"
     path.write_text(json.dumps({"images": images, "annotations": annotations, "categories": categories}))
     return path
+
+
+def register() -> None:
+    """Register the dataset in `dataset_root()/shapes` as "shapes_train" and "shapes_val"."""
+    metadata = {
+        "thing_classes": list(CLASSES),
+        "thing_colors": list(_COLOURS),
+        "thing_dataset_id_to_contiguous_id": {i + 1: i for i in range(len(CLASSES))},
+    }
+    root = dataset_root() / "shapes"
+    for split in ("train", "val"):
+        register_coco(f"shapes_{split}", root / f"instances_{split}.json", root / split, metadata)

@@ -1,8 +1,10 @@
-"""Training and evaluation of LazyConfigs: Detectron2's loop with bfloat16, exact resumption and early, clear failure.
+"""Training and evaluation of LazyConfigs: Detectron2's loop with bfloat16, exact resumption, clear failure.
 
 Beyond Detectron2's, a config may set in `train`:
-    seed: int; what a run draws at random depends on it only. Absent or negative: drawn once, and kept in checkpoints.
-    precision, eval_precision: "float32" (default) or "bfloat16" (autocast; weights and optimizer stay float32).
+    seed: int; what a run draws at random depends on it only. Absent or negative: drawn once, kept in
+        checkpoints.
+    precision, eval_precision: "float32" (default) or "bfloat16" (autocast; weights and optimizer stay as they
+        are).
 """
 
 from __future__ import annotations
@@ -44,10 +46,11 @@ def autocast(device: str | torch.device, precision: str) -> torch.autocast:
 
 
 class Trainer(SimpleTrainer):
-    """Detectron2's `SimpleTrainer` on any device and in bfloat16, with steps that can be repeated bit for bit.
+    """Detectron2's `SimpleTrainer` on any device and in bfloat16, with steps that repeat bit for bit.
 
-    What a step draws at random (drop path, sampling of anchors and proposals) depends on (seed, rank, iteration) only, so
-    nothing but the seed has to be kept in checkpoints, and evaluation between steps changes nothing.
+    What a step draws at random (drop path, sampling of anchors and proposals) depends on (seed, rank,
+    iteration) only, so nothing but the seed has to be kept in checkpoints, and evaluation between steps
+    changes nothing.
     """
 
     def __init__(
@@ -148,8 +151,8 @@ def train(cfg: DictConfig, *, resume: bool = False) -> None:
 
     Args:
         cfg: a LazyConfig with `model`, `optimizer`, `lr_multiplier`, `dataloader` and `train`.
-        resume: continue from the last checkpoint in `train.output_dir`, if there is one. On the CPU the result is bit for
-            bit that of a run that never stopped, with `TrainLoader` as `dataloader.train`.
+        resume: continue from the last checkpoint in `train.output_dir`, if there is one. On the CPU, with
+            `TrainLoader` as `dataloader.train`, the result is bit for bit that of a run that never stopped.
 
     Raises:
         FloatingPointError: a loss or a weight became infinite or NaN.
@@ -157,7 +160,9 @@ def train(cfg: DictConfig, *, resume: bool = False) -> None:
         ValueError: the config or a checkpoint does not fit.
     """
     if cfg.train.get("amp", {}).get("enabled", False):
-        raise ValueError("train.amp.enabled (float16) is not supported: set train.precision='bfloat16' instead")
+        raise ValueError(
+            "train.amp.enabled (float16) is not supported: set train.precision='bfloat16' instead"
+        )
     model = build_model(cfg)
     _logger.info(f"the model has {sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters")
     cfg.optimizer.params.model = model
@@ -194,7 +199,9 @@ def train(cfg: DictConfig, *, resume: bool = False) -> None:
     if isinstance(loader, TrainLoader):
         loader.set_position(trainer.seed, start)
     elif start:
-        _logger.warning("dataloader.train is not a piip.detection.data.TrainLoader: the order of the images starts anew")
+        _logger.warning(
+            "dataloader.train is not a piip.detection.data.TrainLoader: the order of the images starts anew"
+        )
     try:
         trainer.train(start, cfg.train.max_iter)
     except KeyboardInterrupt:
