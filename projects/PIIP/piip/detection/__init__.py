@@ -1,5 +1,6 @@
 """PIIP in Detectron2. The only part of the package that needs Detectron2."""
 
 from .backbone import piip_backbone
+from .resize import ResizeToFit
 
-__all__ = ["piip_backbone"]
+__all__ = ["ResizeToFit", "piip_backbone"]

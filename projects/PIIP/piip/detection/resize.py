@@ -1,0 +1,89 @@
+"""The image resize of the released detectors (SPEC 1.7)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+from detectron2.data.transforms import Augmentation
+from fvcore.transforms.transform import Transform
+
+__all__ = ["OpenCVResize", "ResizeToFit"]
+
+Array = npt.NDArray[Any]
+
+
+class OpenCVResize(Transform):
+    """Bilinear resize without antialiasing, in OpenCV's arithmetic: 8-bit images stay 8-bit.
+
+    Detectron2's own resize goes through Pillow, which averages over all the pixels that fall into one: the
+    released weights were trained and measured on images that were not smoothed.
+
+    Args:
+        height, width: size of the images it takes, in pixels.
+        new_height, new_width: size of those it returns.
+    """
+
+    def __init__(self, height: int, width: int, new_height: int, new_width: int) -> None:
+        super().__init__()
+        self.height, self.width = height, width
+        self.new_height, self.new_width = new_height, new_width
+
+    def _resize(self, image: Array, interpolation: int) -> Array:
+        if image.shape[:2] != (self.height, self.width):
+            raise ValueError(
+                f"image of {image.shape[0]}x{image.shape[1]} px for a resize from "
+                f"{self.height}x{self.width} px: make the transform from the image it is applied to"
+            )
+        resized = cv2.resize(image, (self.new_width, self.new_height), interpolation=interpolation)
+        return resized.reshape(
+            self.new_height, self.new_width, *image.shape[2:]
+        )  # OpenCV drops a last axis of 1
+
+    def apply_image(self, img: Array) -> Array:
+        """Resize an image ``(H, W)`` or ``(H, W, C)`` of uint8 or float."""
+        return self._resize(img, cv2.INTER_LINEAR)
+
+    def apply_segmentation(self, segmentation: Array) -> Array:
+        """Resize an array of labels ``(H, W)``, by nearest neighbour."""
+        return self._resize(segmentation, cv2.INTER_NEAREST)
+
+    def apply_coords(self, coords: Array) -> Array:
+        """Scale points ``(N, 2)``, x before y, in pixels; boxes and polygons go through here."""
+        return coords * np.array([self.new_width / self.width, self.new_height / self.height])
+
+    def inverse(self) -> OpenCVResize:
+        return OpenCVResize(self.new_height, self.new_width, self.height, self.width)
+
+
+class ResizeToFit(Augmentation):
+    """Resize an image, up or down, to the largest size of its shape that fits into two edge lengths.
+
+    ``scale = min(long_edge / long side, short_edge / short side)``, sides rounded to
+    ``int(side * scale + 0.5)``. For ``long_edge=1120, short_edge=672`` an image of 640x480 px becomes 896x672,
+    one of 640x360 becomes 1120x630.
+
+    Args:
+        long_edge: largest length of the longer side, in pixels.
+        short_edge: largest length of the shorter side.
+
+    Raises:
+        ValueError: when an edge is not positive or ``long_edge < short_edge``.
+    """
+
+    def __init__(self, long_edge: int, short_edge: int) -> None:
+        super().__init__()
+        if not 0 < short_edge <= long_edge:
+            raise ValueError(
+                f"cannot fit images into a long edge of {long_edge} and a short edge of {short_edge} px: "
+                "expected 0 < short_edge <= long_edge"
+            )
+        self.long_edge, self.short_edge = long_edge, short_edge
+
+    def get_transform(self, image: Array) -> OpenCVResize:
+        height, width = image.shape[:2]
+        scale = min(self.long_edge / max(height, width), self.short_edge / min(height, width))
+        new_height, new_width = (max(int(side * scale + 0.5), 1) for side in (height, width))
+        return OpenCVResize(height, width, new_height, new_width)
