@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Literal
 
@@ -18,12 +18,12 @@ from .base import Branch
 
 __all__ = ["ViTBranch"]
 
-_NORMS = {"layer_norm": partial(nn.LayerNorm, eps=1e-6), "rms_norm": partial(nn.RMSNorm, eps=1e-6)}
+_NORMS: dict[str, Callable[[int], nn.Module]] = {"layer_norm": partial(nn.LayerNorm, eps=1e-6), "rms_norm": partial(nn.RMSNorm, eps=1e-6)}
 _ACTIVATIONS = {"gelu": nn.GELU, "gelu_tanh": partial(nn.GELU, approximate="tanh")}
 
 
 def per_block(
-    value: int | None | Sequence[int | None],
+    value: int | Sequence[int | None] | None,
     depth: int,
 ) -> list[int | None]:
     """Window size of each block, from one size for all or a list with one entry a block."""
@@ -49,25 +49,26 @@ class MapBlock(Block):
 class ViTBranch(Branch):
     """A vision transformer without class token and final norm, stepped block by block.
 
-    Blocks, patch embedding, layer scale and drop path are timm's, and so are the parameter names; attention is
-    replaced by :class:`TokenMapAttention`, because blocks here work on maps and may be windowed.
+    Blocks, patch embedding, layer scale and drop path are timm's, and so are the parameter names; attention
+    is replaced by :class:`TokenMapAttention`, because blocks here work on maps and may be windowed.
 
     Args:
         embed_dim, depth, num_heads, mlp_ratio, qkv_bias: the usual sizes.
         patch_size: side of a patch in pixels.
         pretrain_image_size: side of the image the position embedding was trained for; its grid has
             ``pretrain_image_size // patch_size`` rows and is resized, bicubically, at each forward pass.
-        window_sizes: side of the attention windows in tokens: one for all blocks, or a list with one entry a block.
-            None stands for global attention.
+        window_sizes: side of the attention windows in tokens: one for all blocks, or a list with one entry a
+            block. None stands for global attention.
         pad_before_qkv: what window padding is, see :class:`TokenMapAttention`.
         drop_path_rate: stochastic depth rate.
-        drop_path_schedule: "constant" over depth (the published DeiT branches) or "linear" from 0 to the rate.
+        drop_path_schedule: "constant" over depth (the published DeiT branches) or "linear" from 0 to the
+            rate.
         layer_scale: initial value of the per-channel residual scale; None builds none.
         norm: "layer_norm" or "rms_norm", eps 1e-6.
         qk_norm: normalise queries and keys over all heads together (InternViT-6B).
         activation: "gelu", or "gelu_tanh" for its tanh approximation (the published fused MLP).
-        pos_embed_has_cls: keep the (unused) class-token row of the position embedding, as the checkpoints of the
-            published AugReg, MAE, DINOv2 and InternViT branches do.
+        pos_embed_has_cls: keep the (unused) class-token row of the position embedding, as the checkpoints of
+            the published AugReg, MAE, DINOv2 and InternViT branches do.
     """
 
     def __init__(
@@ -80,7 +81,7 @@ class ViTBranch(Branch):
         mlp_ratio: float = 4.0,
         qkv_bias: bool = True,
         pretrain_image_size: int = 224,
-        window_sizes: int | None | Sequence[int | None] = None,
+        window_sizes: int | Sequence[int | None] | None = None,
         pad_before_qkv: bool = True,
         drop_path_rate: float = 0.0,
         drop_path_schedule: Literal["constant", "linear"] = "constant",
@@ -155,18 +156,23 @@ class ViTBranch(Branch):
     def position_embedding(self, height: int, width: int) -> Tensor:
         """The position embedding for a map of the given size, ``(1, height, width, C)``.
 
-        Plain bicubic (no antialiasing), in at least float32, as the published models do it at every forward pass.
+        Plain bicubic (no antialiasing), in at least float32, as the published models do it at every forward
+        pass.
         """
         grid = self.pos_embed_grid
         table = self.pos_embed[:, self.num_prefix_tokens :].reshape(1, grid, grid, -1)
         if (height, width) == (grid, grid):
             return table
         resized = F.interpolate(
-            at_least_float32(table).permute(0, 3, 1, 2), size=(height, width), mode="bicubic", align_corners=False
+            at_least_float32(table).permute(0, 3, 1, 2),
+            size=(height, width),
+            mode="bicubic",
+            align_corners=False,
         )
         return resized.permute(0, 2, 3, 1).to(table.dtype)
 
     def embed(self, image: Tensor) -> Tensor:
-        # timm's patch embedding returns (B, C, h, w); a remainder smaller than a patch is dropped by its convolution
+        # timm's patch embedding returns (B, C, h, w); a remainder smaller than a patch is dropped by its
+        # convolution
         x = self.patch_embed(image).permute(0, 2, 3, 1)
         return x + self.position_embedding(x.shape[1], x.shape[2])
