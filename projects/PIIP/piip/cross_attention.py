@@ -6,19 +6,21 @@ import math
 
 import torch
 import torch.nn.functional as F
-from piip_ops import deform_cross_attn
 from torch import Tensor, nn
 
-from .numerics import at_least_float32
+from piip_ops import deform_cross_attn
+
+from .numerics import at_least_float32, without_autocast
 
 __all__ = ["DeformableCrossAttention", "RegularCrossAttention"]
 
 
 class DeformableCrossAttention(nn.Module):
-    """Single-level deformable attention from one token map to another (paper section 3.2; Deformable DETR eq. 2).
+    """Single-level deformable attention from one token map to another (paper section 3.2; Deformable DETR eq.
+    2).
 
-    Every query looks at ``num_points`` points of the other map around its own place in the image. It runs in at least
-    float32, as the published model forces it to: under autocast it leaves autocast.
+    Every query looks at ``num_points`` points of the other map around its own place in the image. It runs in
+    at least float32, as the published model forces it to: under autocast it leaves autocast.
 
     Args:
         dim: channels of the queries and of the output.
@@ -28,7 +30,9 @@ class DeformableCrossAttention(nn.Module):
         ratio: width of the values as a fraction of ``dim``.
     """
 
-    def __init__(self, dim: int, feat_dim: int, *, num_heads: int = 16, num_points: int = 4, ratio: float = 0.5) -> None:
+    def __init__(
+        self, dim: int, feat_dim: int, *, num_heads: int = 16, num_points: int = 4, ratio: float = 0.5
+    ) -> None:
         super().__init__()
         value_dim = int(dim * ratio)
         if value_dim % num_heads or not value_dim:
@@ -59,10 +63,12 @@ class DeformableCrossAttention(nn.Module):
             nn.init.zeros_(layer.bias)
 
     def forward(self, query: Tensor, feat: Tensor) -> Tensor:
-        """Look from ``query`` ``(B, hq, wq, dim)`` at ``feat`` ``(B, hf, wf, feat_dim)``; returns a map like ``query``."""
+        """Look from ``query`` ``(B, hq, wq, dim)`` at ``feat`` ``(B, hf, wf, feat_dim)``; returns a map like
+        ``query``.
+        """
         batch, *query_shape, _ = query.shape
         value_shape = feat.shape[1:3]
-        with torch.autocast(query.device.type, enabled=False):
+        with without_autocast(query.device):
             wide_query, feat = at_least_float32(query), at_least_float32(feat)
             value = _linear(self.value_proj, feat)
             offsets = _linear(self.sampling_offsets, wide_query)
@@ -90,7 +96,9 @@ class RegularCrossAttention(nn.Module):
     def __init__(self, dim: int, feat_dim: int, *, num_heads: int = 16) -> None:
         super().__init__()
         if dim % num_heads:
-            raise ValueError(f"{dim} channels cannot be split into {num_heads} heads: choose a divisor of {dim}")
+            raise ValueError(
+                f"{dim} channels cannot be split into {num_heads} heads: choose a divisor of {dim}"
+            )
         self.num_heads = num_heads
         self.q_proj = nn.Linear(dim, dim, bias=False)
         self.k_proj = nn.Linear(feat_dim, dim, bias=False)
@@ -98,9 +106,13 @@ class RegularCrossAttention(nn.Module):
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, query: Tensor, feat: Tensor) -> Tensor:
-        """Look from ``query`` ``(B, hq, wq, dim)`` at ``feat`` ``(B, hf, wf, feat_dim)``; returns a map like ``query``."""
+        """Look from ``query`` ``(B, hq, wq, dim)`` at ``feat`` ``(B, hf, wf, feat_dim)``; returns a map like
+        ``query``.
+        """
         q, k, v = (
-            t.flatten(1, 2).unflatten(2, (self.num_heads, -1)).transpose(1, 2)  # (B, heads, tokens, dim/heads)
+            t.flatten(1, 2)
+            .unflatten(2, (self.num_heads, -1))
+            .transpose(1, 2)  # (B, heads, tokens, dim/heads)
             for t in (self.q_proj(query), self.k_proj(feat), self.v_proj(feat))
         )
         out = F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
