@@ -1,4 +1,6 @@
-"""Golden numbers that are too large to keep here: they live beside the checkout and tests that need them skip without."""
+"""Golden numbers that are too large to keep here: they live beside the checkout and tests that need them skip
+without.
+"""
 
 from __future__ import annotations
 

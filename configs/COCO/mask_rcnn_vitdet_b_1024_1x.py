@@ -1,4 +1,6 @@
-"""ViTDet-B at 1024 px, the paper's baseline: one branch and no interaction. Published AP: box 43.7, mask 39.7."""
+"""ViTDet-B at 1024 px, the paper's baseline: one branch and no interaction. Published AP: box 43.7, mask
+39.7.
+"""
 
 from ..common.branches import vit
 from ..common.data.coco import dataloader

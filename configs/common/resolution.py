@@ -4,7 +4,8 @@ from typing import Any
 
 
 def set_image_sizes(model: Any, dataloader: Any, *sizes: int) -> None:
-    """Give each branch its image size, the smallest model (largest image) first, as in the names of the configs.
+    """Give each branch its image size, the smallest model (largest image) first, as in the names of the
+    configs.
 
     Images are resized to fit the largest, and 800/1333 of it on their short side, in training and test.
     """

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import nn
+
 from piip import PIIP, InteractionConfig
 from piip.branches import ViTBranch
-from torch import nn
 
 DIMS = (64, 48, 32)  # merge normalises 64 channels in 32 groups
 TINY_INTERACTION = InteractionConfig(num_heads=4)
@@ -18,7 +19,9 @@ def tiny_branch(dim: int = 64, depth: int = 2, **options: Any) -> ViTBranch:
     return ViTBranch(embed_dim=dim, depth=depth, **options)
 
 
-def tiny_piip(dims: tuple[int, ...] = DIMS, image_sizes: tuple[int, ...] | None = None, **options: Any) -> PIIP:
+def tiny_piip(
+    dims: tuple[int, ...] = DIMS, image_sizes: tuple[int, ...] | None = None, **options: Any
+) -> PIIP:
     """Branches of 2 blocks, patches of 8 px, the images 32, 48, 64, ... px."""
     sizes = image_sizes or tuple(range(32, 32 + 16 * len(dims), 16))
     depth = options.pop("depth", 2)

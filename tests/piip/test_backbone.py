@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from piip import PIIP, InteractionConfig, split_stages
 
 from .models import DIMS, TINY_INTERACTION, randomise, tiny_branch, tiny_piip
@@ -45,7 +46,7 @@ def test_units_are_sequential() -> None:
     b, c = interaction.units["2_3"](maps[1], maps[2])
     a, b = interaction.units["1_2"](maps[0], b)
     torch.testing.assert_close(interaction(maps), [a, b, c], rtol=0, atol=0)
-    other_a, other_b = interaction.units["1_2"](maps[0], maps[1])
+    other_a, _ = interaction.units["1_2"](maps[0], maps[1])
     assert not torch.allclose(other_a, a, atol=1e-3)
 
 
@@ -66,7 +67,9 @@ def test_images_of_a_batch_do_not_meet() -> None:
 
 
 def test_resize_samples_at_the_exact_step() -> None:
-    """floor(H * scale) rows, sampled 1/scale apart (SPEC 1.2): what resizing to the same size does is different."""
+    """floor(H * scale) rows, sampled 1/scale apart (SPEC 1.2): what resizing to the same size does is
+    different.
+    """
     piip = tiny_piip((64, 32), (40, 100))
     x = image(63, 63)
     small = piip.image_pyramid(x)[0]
@@ -91,7 +94,9 @@ def test_any_number_of_branches(count: int) -> None:
 
 @pytest.mark.parametrize("sizes", [(64, 64, 64), (64, 48, 32)], ids=["equal", "parameter-direct"])
 def test_pyramids_of_other_shapes(sizes: tuple[int, ...]) -> None:
-    """No pyramid (Fig. 1c) and larger models on larger images (Fig. 1d): the merged map has the largest image's grid."""
+    """No pyramid (Fig. 1c) and larger models on larger images (Fig. 1d): the merged map has the largest
+    image's grid.
+    """
     piip = randomise(tiny_piip(image_sizes=sizes))
     assert [i.shape[-1] for i in piip.image_pyramid(torch.zeros(1, 3, 64, 64))] == list(sizes)
     assert piip(torch.randn(1, 3, 64, 64)).shape == (1, 64, 8, 8)
@@ -106,7 +111,9 @@ def test_number_of_interactions(number: int) -> None:
 
 @torch.inference_mode()
 def test_blocks_outside_all_stages_are_not_run() -> None:
-    piip = randomise(tiny_piip((64, 32), depth=3, stages=[[(0, 0), (2, 2)], [(0, 1), (2, 2)]]).double().eval())
+    piip = randomise(
+        tiny_piip((64, 32), depth=3, stages=[[(0, 0), (2, 2)], [(0, 1), (2, 2)]]).double().eval()
+    )
     x = image(48, 48)
     before = piip(x)
     piip.branches[0].blocks[1].mlp.fc2.bias.add_(1)
@@ -119,7 +126,20 @@ def test_published_stages() -> None:
     assert split_stages(12, 12) == [(i, i) for i in range(12)]
     assert split_stages(24, 12)[:2] == [(0, 1), (2, 3)]
     assert split_stages(12, 2) == [(0, 5), (6, 11)]
-    huge = [(0, 1), (2, 3), (4, 5), (6, 7), (8, 10), (11, 13), (14, 16), (17, 19), (20, 22), (23, 25), (26, 28), (29, 31)]
+    huge = [
+        (0, 1),
+        (2, 3),
+        (4, 5),
+        (6, 7),
+        (8, 10),
+        (11, 13),
+        (14, 16),
+        (17, 19),
+        (20, 22),
+        (23, 25),
+        (26, 28),
+        (29, 31),
+    ]
     assert split_stages(32, 12) == huge
 
 
@@ -136,7 +156,8 @@ def test_stages_tile_the_depth(depth: int, count: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("sizes", "expected"), [((448, 896, 1120), 80), ((672, 1120, 1568), 112), ((1024,), 16), ((848, 848, 848), 16)]
+    ("sizes", "expected"),
+    [((448, 896, 1120), 80), ((672, 1120, 1568), 112), ((1024,), 16), ((848, 848, 848), 16)],
 )
 def test_divisibility_is_the_smallest_exact_one(sizes: tuple[int, ...], expected: int) -> None:
     piip = tiny_piip((64, 32, 32)[: len(sizes)], sizes, branch={"patch_size": 16})
@@ -149,7 +170,9 @@ def test_divisibility_is_the_smallest_exact_one(sizes: tuple[int, ...], expected
 
 
 def test_grad_checkpointing_gives_the_same_gradients() -> None:
-    piip = randomise(tiny_piip(interaction=InteractionConfig(num_heads=4, drop_path_rate=0.0)).double().train())
+    piip = randomise(
+        tiny_piip(interaction=InteractionConfig(num_heads=4, drop_path_rate=0.0)).double().train()
+    )
     gradients = []
     for enable in (False, True):
         piip.set_grad_checkpointing(enable)
@@ -190,8 +213,14 @@ BRANCHES = [tiny_branch(64), tiny_branch(32, depth=3)]
         (lambda: PIIP(BRANCHES, [32]), "1 image sizes for 2 branches"),
         (lambda: PIIP(BRANCHES, [4, 32]), "image size 4 of branch 1 is below its patch of 8 px"),
         (lambda: PIIP(BRANCHES, [16, 32], num_interactions=3), "cannot cut 2 blocks into 3 stages"),
-        (lambda: PIIP(BRANCHES, [16, 32], stages=[[(0, 1)], [(0, 1), (2, 2)]]), r"unequal numbers of stages, \[1, 2\]"),
-        (lambda: PIIP(BRANCHES, [16, 32], stages=[[(0, 2)], [(0, 2)]]), r"stage \[0, 2\] of branch 1 .* 2 blocks"),
+        (
+            lambda: PIIP(BRANCHES, [16, 32], stages=[[(0, 1)], [(0, 1), (2, 2)]]),
+            r"unequal numbers of stages, \[1, 2\]",
+        ),
+        (
+            lambda: PIIP(BRANCHES, [16, 32], stages=[[(0, 2)], [(0, 2)]]),
+            r"stage \[0, 2\] of branch 1 .* 2 blocks",
+        ),
         (lambda: PIIP(BRANCHES, [16, 32], stages=[[(1, 0)], [(0, 2)]]), r"stage \[1, 0\] of branch 1"),
         (lambda: PIIP(BRANCHES, [16, 32], stages=[[(0, 1)]]), "stages are given for 1 branches, there are 2"),
         (lambda: tiny_piip(links=[(1, 1)]), r"link \(1, 1\)"),
@@ -209,7 +238,10 @@ BRANCHES = [tiny_branch(64), tiny_branch(32, depth=3)]
         (lambda: tiny_branch(64, num_heads=5), "64 channels cannot be split into 5 heads"),
         (lambda: tiny_branch(64, window_sizes=0), "window size 0 is not a number of tokens"),
         (lambda: tiny_branch(64, window_sizes=[2]), "1 window sizes for 2 blocks"),
-        (lambda: tiny_branch(64, pretrain_image_size=4), "pretrain_image_size 4 is smaller than one patch of 8 px"),
+        (
+            lambda: tiny_branch(64, pretrain_image_size=4),
+            "pretrain_image_size 4 is smaller than one patch of 8 px",
+        ),
     ],
 )
 def test_settings_that_cannot_be(build: object, message: str) -> None:
@@ -219,14 +251,16 @@ def test_settings_that_cannot_be(build: object, message: str) -> None:
 
 
 def test_image_smaller_than_a_patch() -> None:
-    with pytest.raises(ValueError, match="branch 1 would see an image of 7x10 px, smaller than its patch of 8 px"):
+    with pytest.raises(
+        ValueError, match="branch 1 would see an image of 7x10 px, smaller than its patch of 8 px"
+    ):
         tiny_piip()(torch.zeros(1, 3, 15, 20))
 
 
 @torch.inference_mode()
 @pytest.mark.parametrize("members", [[1], [2], [3], [1, 2], [1, 3], [2, 3], [1, 2, 3]])
 def test_merged_branches(members: list[int]) -> None:
-    """Any subset can be merged (Table 8), always on the grid of the largest image; the others are not seen."""
+    """Any subset can be merged (Table 8), on the grid of the largest image; the others are not seen."""
     piip = randomise(tiny_piip(merge_branches=members).double().eval())
     maps = [torch.randn(1, n, n, d).double() for n, d in zip((4, 6, 8), DIMS, strict=True)]
     merged = piip.merge_maps(piip.merge, maps)

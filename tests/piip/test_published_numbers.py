@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import pytest
 import torch
-from piip.official import build_backbone, convert_backbone
 from torch import Tensor
 
+from piip.official import build_backbone, convert_backbone
+
+from .. import require
 from ..shared_data import Golden, golden, names
 
 FOLDER = "fixtures/backbone"
 CASES = names(FOLDER) or ["a_piip3_deform"]  # one that skips where the data is absent
 
-# float64: arithmetic is exact to 1e-12, but the golden arrays are stored as float32 (6e-8 of the largest value).
-# float32: rounding through up to 24 layers; the published code itself differs from its float64 run by 1e-4.
+# float64: arithmetic is exact to 1e-12, but the golden arrays are stored as float32 (6e-8 of the largest
+# value). float32: rounding through up to 24 layers; the published code itself differs from its float64 run by
+# 1e-4.
 TOLERANCE = {torch.float64: 2e-6, torch.float32: 3e-4}
 
 
@@ -59,7 +62,9 @@ def test_every_step(name: str) -> None:
         for stage in range(piip.num_stages):
             maps = piip.run_stage(stage, maps)
             for j, x in enumerate(maps, start=1):
-                assert_close(x.flatten(1, 2), steps[f"interaction{stage}/branch{j}"], 2e-6, f"stage {stage}, {j}")
+                assert_close(
+                    x.flatten(1, 2), steps[f"interaction{stage}/branch{j}"], 2e-6, f"stage {stage}, {j}"
+                )
         for j, x in enumerate(maps, start=1):
             transformed = piip.merge.transforms[str(j)](x.permute(0, 3, 1, 2))
             assert_close(transformed, steps[f"merge/branch{j}"], 2e-6, f"merge {j}")
@@ -93,16 +98,20 @@ def test_gradients(dtype: torch.dtype, grad_checkpointing: bool) -> None:
 
 def test_published_fpn() -> None:
     """The neck, on maps of 28, 14, 7 and 3 rows: the top-down path has to enlarge 3 to 7."""
-    pytest.importorskip("detectron2")
+    require.detectron2()
     from piip.detection import piip_backbone
 
     case = golden(FOLDER, "a4_piip3_deform_neck")
     published = build(case, torch.float64)
-    fpn = piip_backbone(published.piip, neck="released", out_channels=case.meta["neck"]["out_channels"]).double()
+    fpn = piip_backbone(
+        published.piip, neck="released", out_channels=case.meta["neck"]["out_channels"]
+    ).double()
     fpn.bottom_up.pyramid = published.pyramid
     for key, value in case.group("neck_state").items():
         kind, level, _, parameter = key.split(".")  # lateral_convs.0.conv.weight
-        conv = getattr(fpn, f"fpn_{ {'lateral_convs': 'lateral', 'fpn_convs': 'output'}[kind] }{int(level) + 2}")
+        conv = getattr(
+            fpn, f"fpn_{ {'lateral_convs': 'lateral', 'fpn_convs': 'output'}[kind] }{int(level) + 2}"
+        )
         getattr(conv, parameter).data.copy_(value)
     with torch.inference_mode():
         levels = fpn.eval()(case.arrays["input"].double())

@@ -5,6 +5,7 @@ from detectron2.config import LazyCall as L
 from detectron2.data import DatasetMapper, build_detection_test_loader
 from detectron2.evaluation import COCOEvaluator
 from omegaconf import OmegaConf
+
 from piip.detection import ResizeToFit
 from piip.detection.data import TrainLoader, dataset_dicts
 
@@ -29,4 +30,6 @@ dataloader.test = L(build_detection_test_loader)(
     ),
     num_workers=4,
 )
-dataloader.evaluator = L(COCOEvaluator)(dataset_name="${..test.dataset.names}", output_dir="${train.output_dir}")
+dataloader.evaluator = L(COCOEvaluator)(
+    dataset_name="${..test.dataset.names}", output_dir="${train.output_dir}"
+)

@@ -1,12 +1,13 @@
 """Mask R-CNN on a PIIP backbone; whoever imports it fills in the branches and their image sizes.
 
-Detectron2's heads are the published ones: anchors of 32 to 512 px, RoIAlign without rounding, 2 fully connected layers
-on boxes, 4 convolutions on masks. The neck is that of the released detectors, so that their weights fit;
-`model.backbone.neck="simple"` is ViTDet's.
+Detectron2's heads are the published ones: anchors of 32 to 512 px, RoIAlign without rounding, 2 fully
+connected layers on boxes, 4 convolutions on masks. The neck is that of the released detectors, so that their
+weights fit; `model.backbone.neck="simple"` is ViTDet's.
 """
 
 from detectron2 import model_zoo
 from detectron2.config import LazyCall as L
+
 from piip import PIIP, InteractionConfig
 from piip.detection import piip_backbone
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import torch.nn.functional as F
@@ -23,7 +23,8 @@ Stage = tuple[int, int]
 def split_stages(depth: int, num_stages: int) -> list[Stage]:
     """Cut ``depth`` blocks into consecutive stages, as evenly as can be, the longer ones last.
 
-    This is the published cut of every model, MAE-H's 32 blocks in 12 stages (4 of 2 blocks, then 8 of 3) included.
+    This is the published cut of every model, MAE-H's 32 blocks in 12 stages (4 of 2 blocks, then 8 of 3)
+    included.
 
     Raises:
         ValueError: when there are fewer blocks than stages.
@@ -42,47 +43,57 @@ def split_stages(depth: int, num_stages: int) -> list[Stage]:
 
 def _check_stages(stages: Sequence[Sequence[Stage]], branches: Sequence[Branch]) -> list[list[Stage]]:
     if len(stages) != len(branches):
-        raise ValueError(f"stages are given for {len(stages)} branches, there are {len(branches)}: give one list each")
+        raise ValueError(
+            f"stages are given for {len(stages)} branches, there are {len(branches)}: give one list each"
+        )
     counts = [len(ranges) for ranges in stages]
     if len(set(counts)) != 1:
-        raise ValueError(f"branches have unequal numbers of stages, {counts}: they interact after each, so give as many")
+        raise ValueError(
+            f"branches have unequal numbers of stages, {counts}: they interact after each, so give as many"
+        )
     checked = []
     for number, (ranges, branch) in enumerate(zip(stages, branches, strict=True), start=1):
         for first, last in ranges:
             if not 0 <= first <= last < branch.depth:
                 raise ValueError(
-                    f"stage [{first}, {last}] of branch {number} is not a range of its {branch.depth} blocks: "
-                    f"expected 0 <= first <= last <= {branch.depth - 1}"
+                    f"stage [{first}, {last}] of branch {number} is not a range of its "
+                    f"{branch.depth} blocks: expected 0 <= first <= last <= {branch.depth - 1}"
                 )
         checked.append([(int(first), int(last)) for first, last in ranges])
     return checked
 
 
 class PIIP(nn.Module):
-    """Several models look at one image at several sizes and exchange features after every stage (paper Fig. 3).
+    """Several models look at one image at several sizes and exchange features after every stage (Fig. 3).
 
-    Branches are listed from the largest model (smallest image) to the smallest model (largest image): the paper's
-    Branch 1, 2, 3. Nothing enforces that order of sizes: equal sizes (no pyramid) and larger models on larger images
-    (parameter-direct) work too.
+    Branches are listed from the largest model (smallest image) to the smallest model (largest image): the
+    paper's Branch 1, 2, 3. Nothing enforces that order of sizes: equal sizes (no pyramid) and larger models
+    on larger images (parameter-direct) work too.
 
     Args:
         branches: the models.
-        image_sizes: nominal image side of each branch in pixels. Only the ratios to the largest matter: an input of
-            any size and shape is taken to be the largest image.
-        num_interactions: number of stages, each followed by an interaction; 0 for none. Branches are cut into as many
-            stages by :func:`split_stages`. Not used where ``stages`` is given.
-        stages: first and last block of each stage of each branch, for another cut. Blocks in no stage are not run.
+        image_sizes: nominal image side of each branch in pixels. Only the ratios to the largest matter: an
+            input of any size and shape is taken to be the largest image.
+        num_interactions: number of stages, each followed by an interaction; 0 for none. Branches are cut into
+            as many stages by :func:`split_stages`. Not used where ``stages`` is given.
+        stages: first and last block of each stage of each branch, for another cut. Blocks in no stage are not
+            run.
         links: which branches look at which, see :func:`piip.interaction.resolve_links`.
-        interaction: what an interaction is made of.
+        interaction: what an interaction is made of; None for what the released detectors have.
         merge: how the branches' last maps become one, see :class:`piip.merge.Merge`.
         merge_branches: numbers, from 1, of the branches that are merged; None for all.
-        tap_stages: stages (from 0) whose maps are merged too, each by a merge of its own, for a pyramid of features
-            of different depth (:meth:`forward_pyramid`).
-        grad_checkpointing: recompute the branches' blocks in the backward pass instead of keeping their activations.
+        tap_stages: stages (from 0) whose maps are merged too, each by a merge of its own, for a pyramid of
+            features of different depth (:meth:`forward_pyramid`).
+        grad_checkpointing: recompute the branches' blocks in the backward pass instead of keeping their
+            activations.
 
     Raises:
         ValueError: naming the branch and what is wrong with it.
     """
+
+    branches: Sequence[Branch]
+    interactions: Sequence[Interaction]
+    taps: Mapping[str, Merge]
 
     def __init__(
         self,
@@ -92,7 +103,7 @@ class PIIP(nn.Module):
         num_interactions: int = 12,
         stages: Sequence[Sequence[Stage]] | None = None,
         links: Literal["adjacent", "all"] | Sequence[Link] = "adjacent",
-        interaction: InteractionConfig = InteractionConfig(),
+        interaction: InteractionConfig | None = None,
         merge: MergeKind = "conv",
         merge_branches: Sequence[int] | None = None,
         tap_stages: Sequence[int] = (),
@@ -100,19 +111,23 @@ class PIIP(nn.Module):
     ) -> None:
         super().__init__()
         if not branches or len(image_sizes) != len(branches):
-            raise ValueError(f"{len(image_sizes)} image sizes for {len(branches)} branches: give one size per branch")
+            raise ValueError(
+                f"{len(image_sizes)} image sizes for {len(branches)} branches: give one size per branch"
+            )
         for number, (branch, size) in enumerate(zip(branches, image_sizes, strict=True), start=1):
             if size < branch.patch_size:
-                raise ValueError(f"image size {size} of branch {number} is below its patch of {branch.patch_size} px")
-        self.branches = nn.ModuleList(branches)
+                raise ValueError(
+                    f"image size {size} of branch {number} is below its patch of {branch.patch_size} px"
+                )
+        self.branches = nn.ModuleList(branches)  # type: ignore[assignment]
         self.image_sizes = [int(size) for size in image_sizes]
 
         if stages is None:
             stages = [split_stages(branch.depth, max(num_interactions, 1)) for branch in branches]
         self.stages = _check_stages(stages, branches)
         resolved_links = resolve_links(links, len(branches)) if num_interactions else []
-        self.interactions = nn.ModuleList(
-            Interaction(self.stage_channels(stage), resolved_links, interaction)
+        self.interactions = nn.ModuleList(  # type: ignore[assignment]
+            Interaction(self.stage_channels(stage), resolved_links, interaction or InteractionConfig())
             for stage in range(self.num_stages)
             if resolved_links
         )
@@ -120,7 +135,7 @@ class PIIP(nn.Module):
         final = self.num_stages - 1
         if not all(0 <= tap < final for tap in tap_stages):
             raise ValueError(f"tap stages {list(tap_stages)} must lie before the last stage, {final}")
-        self.taps = nn.ModuleDict(
+        self.taps = nn.ModuleDict(  # type: ignore[assignment]
             {
                 str(tap): Merge(self.stage_channels(tap), merge, merge_branches)
                 for tap in sorted(set(tap_stages))
@@ -156,7 +171,9 @@ class PIIP(nn.Module):
         if not self.taps:
             return [self.out_channels] * 4
         if len(self.taps) != 3:
-            raise ValueError(f"the pyramid needs the maps of 3 tapped stages, or of none, got {len(self.taps)}")
+            raise ValueError(
+                f"the pyramid needs the maps of 3 tapped stages, or of none, got {len(self.taps)}"
+            )
         return [*(tap.out_dim for tap in self.taps.values()), self.out_channels]
 
     @property
@@ -166,7 +183,7 @@ class PIIP(nn.Module):
 
     @property
     def size_divisibility(self) -> int:
-        """Smallest side of which every multiple gives every branch a whole number of patches, without remainder."""
+        """Smallest side of which every multiple gives every branch whole patches, without remainder."""
         largest = max(self.image_sizes)
         exact = 1
         for branch, size in zip(self.branches, self.image_sizes, strict=True):
@@ -190,8 +207,8 @@ class PIIP(nn.Module):
     def image_pyramid(self, x: Tensor) -> list[Tensor]:
         """Resize the input ``(B, 3, H, W)`` to each branch's share of it.
 
-        ``scale_factor`` rather than ``size``, as published: the image has ``floor(H * scale)`` rows but is sampled at
-        steps of exactly ``1 / scale``. No antialiasing.
+        ``scale_factor`` rather than ``size``, as published: the image has ``floor(H * scale)`` rows but is
+        sampled at steps of exactly ``1 / scale``. No antialiasing.
         """
         largest = max(self.image_sizes)
         images = []
@@ -246,7 +263,8 @@ class PIIP(nn.Module):
             x: ``(B, 3, H, W)``. Padding, if any, is ordinary input: nothing is masked.
 
         Returns:
-            ``(B, out_channels, h, w)`` with ``h = H // stride`` where H is a multiple of ``size_divisibility``.
+            ``(B, out_channels, h, w)`` with ``h = H // stride`` where H is a multiple of
+            ``size_divisibility``.
 
         Raises:
             ValueError: when a branch's image would be smaller than one patch.

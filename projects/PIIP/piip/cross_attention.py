@@ -16,8 +16,7 @@ __all__ = ["DeformableCrossAttention", "RegularCrossAttention"]
 
 
 class DeformableCrossAttention(nn.Module):
-    """Single-level deformable attention from one token map to another (paper section 3.2; Deformable DETR eq.
-    2).
+    """Single-level deformable attention from one token map to another (Deformable DETR, eq. 2).
 
     Every query looks at ``num_points`` points of the other map around its own place in the image. It runs in
     at least float32, as the published model forces it to: under autocast it leaves autocast.
@@ -63,9 +62,7 @@ class DeformableCrossAttention(nn.Module):
             nn.init.zeros_(layer.bias)
 
     def forward(self, query: Tensor, feat: Tensor) -> Tensor:
-        """Look from ``query`` ``(B, hq, wq, dim)`` at ``feat`` ``(B, hf, wf, feat_dim)``; returns a map like
-        ``query``.
-        """
+        """Look from the map ``query`` ``(B, hq, wq, dim)`` at ``feat`` ``(B, hf, wf, feat_dim)``."""
         batch, *query_shape, _ = query.shape
         value_shape = feat.shape[1:3]
         with without_autocast(query.device):
@@ -106,9 +103,7 @@ class RegularCrossAttention(nn.Module):
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, query: Tensor, feat: Tensor) -> Tensor:
-        """Look from ``query`` ``(B, hq, wq, dim)`` at ``feat`` ``(B, hf, wf, feat_dim)``; returns a map like
-        ``query``.
-        """
+        """Look from the map ``query`` ``(B, hq, wq, dim)`` at ``feat`` ``(B, hf, wf, feat_dim)``."""
         q, k, v = (
             t.flatten(1, 2)
             .unflatten(2, (self.num_heads, -1))

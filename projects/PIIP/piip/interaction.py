@@ -13,10 +13,18 @@ from torch import Tensor, nn
 
 from .cross_attention import DeformableCrossAttention, RegularCrossAttention
 
-__all__ = ["ConvFFN", "Injector", "Interaction", "InteractionConfig", "InteractionUnit", "Link", "resolve_links"]
+__all__ = [
+    "ConvFFN",
+    "Injector",
+    "Interaction",
+    "InteractionConfig",
+    "InteractionUnit",
+    "Link",
+    "resolve_links",
+]
 
 Link = tuple[int, int]
-"""(source, target): the target branch looks at the source branch. Branches are numbered from 1, as in the paper."""
+"""(source, target): the target branch looks at the source branch. Branches count from 1."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,8 +39,8 @@ class InteractionConfig:
         ffn: whether a ConvFFN follows the attention.
         ffn_ratio: hidden width of the ConvFFN as a fraction of the query width.
         drop_path_rate: stochastic depth on the ConvFFN (the attention has none).
-        projection: project the other branch's features to the query width first; without it the attention's own
-            projections take them at their own width.
+        projection: project the other branch's features to the query width first; without it the attention's
+            own projections take them at their own width.
         norm: layer norms before attention and ConvFFN.
     """
 
@@ -75,8 +83,8 @@ class ConvFFN(nn.Module):
 class Injector(nn.Module):
     """Adds to one branch what it sees in another.
 
-    ``x = q + ca_gamma * Attention(LN(q), LN(proj(f)))``; ``x + cffn_gamma * DropPath(ConvFFN(LN(x)))``. Both gammas, one
-    a channel, start at zero: a new interaction changes nothing.
+    ``x = q + ca_gamma * Attention(LN(q), LN(proj(f)))``; ``x + cffn_gamma * DropPath(ConvFFN(LN(x)))``. Both
+    gammas, one a channel, start at zero: a new interaction changes nothing.
 
     Args:
         dim: channels of the branch that looks.
@@ -96,7 +104,11 @@ class Injector(nn.Module):
         self.feat_norm = norm(feat_dim)
         if config.attention == "deformable":
             self.attn: nn.Module = DeformableCrossAttention(
-                dim, feat_dim, num_heads=config.num_heads, num_points=config.num_points, ratio=config.deform_ratio
+                dim,
+                feat_dim,
+                num_heads=config.num_heads,
+                num_points=config.num_points,
+                ratio=config.deform_ratio,
             )
         else:
             self.attn = RegularCrossAttention(dim, feat_dim, num_heads=config.num_heads)
@@ -110,7 +122,7 @@ class Injector(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Initialise as published: gammas zero, linear layers truncated normal, deformable attention its own way."""
+        """Initialise as published: gammas zero, linear layers truncated normal."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.trunc_normal_(module.weight, std=0.02)
@@ -119,7 +131,8 @@ class Injector(nn.Module):
             elif isinstance(module, nn.Conv2d):
                 fan_out = math.prod(module.kernel_size) * module.out_channels // module.groups
                 nn.init.normal_(module.weight, std=math.sqrt(2.0 / fan_out))
-                nn.init.zeros_(module.bias)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
         if isinstance(self.attn, DeformableCrossAttention):
             self.attn.reset_parameters()
         nn.init.zeros_(self.ca_gamma)
@@ -149,7 +162,12 @@ class InteractionUnit(nn.Module):
     """
 
     def __init__(
-        self, small_dim: int, large_dim: int, large_to_small: bool, small_to_large: bool, config: InteractionConfig
+        self,
+        small_dim: int,
+        large_dim: int,
+        large_to_small: bool,
+        small_to_large: bool,
+        config: InteractionConfig,
     ) -> None:
         super().__init__()
         self.large_to_small = Injector(small_dim, large_dim, config) if large_to_small else None
@@ -165,7 +183,8 @@ class InteractionUnit(nn.Module):
 class Interaction(nn.Module):
     """All exchanges after one stage: one unit for each linked pair of branches.
 
-    Units run from the last pair to the first, that is from the largest images down, each on what the ones before it
+    Units run from the last pair to the first, that is from the largest images down, each on what the ones
+    before it
     left: within a stage, features travel from the largest image to the smallest, but not back.
 
     Args:
@@ -203,8 +222,9 @@ def resolve_links(links: Literal["adjacent", "all"] | Sequence[Link], num_branch
     """The links between ``num_branches`` branches.
 
     Args:
-        links: "adjacent" (both directions between neighbours, the default of the paper), "all" (both directions
-            between all pairs, Table 11 type 5), or a list of (source, target) branch numbers, counted from 1.
+        links: "adjacent" (both directions between neighbours, the default of the paper), "all" (both
+            directions between all pairs, Table 11 type 5), or a list of (source, target) branch numbers,
+            counted from 1.
 
     Returns:
         List of (source, target).
@@ -214,7 +234,9 @@ def resolve_links(links: Literal["adjacent", "all"] | Sequence[Link], num_branch
     """
     if isinstance(links, str):
         if links not in ("adjacent", "all"):
-            raise ValueError(f"unknown links {links!r}: expected 'adjacent', 'all' or a list of (source, target)")
+            raise ValueError(
+                f"unknown links {links!r}: expected 'adjacent', 'all' or a list of (source, target)"
+            )
         reach = 1 if links == "adjacent" else num_branches
         numbers = range(1, num_branches + 1)
         return [(a, b) for a in numbers for b in numbers if 0 < abs(a - b) <= reach]

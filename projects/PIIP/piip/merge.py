@@ -58,8 +58,8 @@ class Merge(nn.Module):
         kind: the transform of a branch.
             "conv": two 3x3 convolutions with GroupNorm and ReLU (released detectors).
             "single_conv": one of them, and none on branch 1 (released detectors with a regular pyramid).
-            "linear": GroupNorm, linear, GroupNorm, and the first alone on branch 1 (what the published cost tables
-            count, and the from-scratch classifier).
+            "linear": GroupNorm, linear, GroupNorm, and the first alone on branch 1 (what the published cost
+            tables count, and the from-scratch classifier).
             "identity": nothing; for branches of equal width.
         branches: numbers, from 1, of the branches that take part (Table 8); None for all.
 
@@ -67,12 +67,15 @@ class Merge(nn.Module):
         ValueError: when widths and kind do not fit together.
     """
 
-    def __init__(self, dims: Sequence[int], kind: MergeKind = "conv", branches: Sequence[int] | None = None) -> None:
+    def __init__(
+        self, dims: Sequence[int], kind: MergeKind = "conv", branches: Sequence[int] | None = None
+    ) -> None:
         super().__init__()
         members = range(1, len(dims) + 1) if branches is None else sorted(set(branches))
         if not members or not all(1 <= branch <= len(dims) for branch in members):
             raise ValueError(
-                f"cannot merge branches {list(members)}: expected at least one of the numbers 1 to {len(dims)}"
+                f"cannot merge branches {list(members)}: "
+                f"expected at least one of the numbers 1 to {len(dims)}"
             )
         out_dim = dims[0]
         if kind == "identity" and any(dims[branch - 1] != out_dim for branch in members):
@@ -82,7 +85,8 @@ class Merge(nn.Module):
             for dim in normed:
                 if dim % _GROUPS:
                     raise ValueError(
-                        f"merge {kind!r} normalises {dim} channels in {_GROUPS} groups: use a multiple of {_GROUPS}"
+                        f"merge {kind!r} normalises {dim} channels in {_GROUPS} groups: "
+                        f"use a multiple of {_GROUPS}"
                     )
         self.out_dim = out_dim
         self.branches = list(members)
@@ -100,7 +104,8 @@ class Merge(nn.Module):
         for key, transform in self.transforms.items():
             x = transform(maps[int(key) - 1].permute(0, 3, 1, 2))  # channels-last (B, C, h, w)
             if tuple(x.shape[2:]) != tuple(size):
-                x = F.interpolate(at_least_float32(x), size=size, mode="bilinear", align_corners=False).to(x.dtype)
+                enlarged = F.interpolate(at_least_float32(x), size=size, mode="bilinear", align_corners=False)
+                x = enlarged.to(x.dtype)
             if key in self.weights:
                 x = self.weights[key] * x
             merged = x if merged is None else merged + x

@@ -20,12 +20,13 @@ LEVELS = ("f1", "f2", "f3", "f4")
 def _deconv(dim: int) -> nn.ConvTranspose2d:
     layer = nn.ConvTranspose2d(dim, dim, kernel_size=2, stride=2)
     nn.init.normal_(layer.weight, std=math.sqrt(2.0 / (4 * dim)))
-    nn.init.zeros_(layer.bias)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
     return layer
 
 
 class DeconvPyramid(nn.Module):
-    """Deconvolutions up, max pooling down, all at the width of the merged map (SPEC: BEiT's and ViT-Adapter's stack).
+    """Deconvolutions up, max pooling down, all at the width of the merged map.
 
     f1 is two 2x2 deconvolutions with a norm and GELU between, f2 one, f3 the map itself, f4 its 2x2 maximum.
 
@@ -33,8 +34,8 @@ class DeconvPyramid(nn.Module):
         dims: channels of the maps that f1 and f2 start from.
         norm: between the two deconvolutions of f1: "group" (PIIP) or "layer" (the single-ViT baselines).
         outputs: names of the maps to return.
-        extra: names of maps whose parameters exist though they are not returned (the released three-branch DINO
-            detectors carry an unused f1).
+        extra: names of maps whose parameters exist though they are not returned (the released three-branch
+            DINO detectors carry an unused f1).
     """
 
     def __init__(
@@ -61,21 +62,26 @@ class DeconvPyramid(nn.Module):
         """Build the pyramid.
 
         Args:
-            maps: what f1, f2, f3 and f4 start from, each ``(B, C, h, w)``: four times the merged map, or four maps of
-                growing depth.
+            maps: what f1, f2, f3 and f4 start from, each ``(B, C, h, w)``: four times the merged map, or four
+                maps of growing depth.
 
         Returns:
             level name -> ``(B, C, h * s, w * s)``, s = 4, 2, 1 and 1/2 (rounded down) for f1 to f4.
         """
-        return {level: getattr(self, level)(x) for level, x in zip(LEVELS, maps, strict=True) if level in self.outputs}
+        return {
+            level: getattr(self, level)(x)
+            for level, x in zip(LEVELS, maps, strict=True)
+            if level in self.outputs
+        }
 
 
 class PyramidBackbone(nn.Module):
     """PIIP followed by the published stack: the backbone of the released detectors.
 
     Args:
-        piip: the image pyramid. Where it has tapped stages, there are three: f1 and f2 start from the first two, f3
-            is the third and f4 starts from the final map; otherwise all four start from the final map.
+        piip: the image pyramid. Where it has tapped stages, there are three: f1 and f2 start from the first
+            two, f3 is the third and f4 starts from the final map; otherwise all four start from the final
+            map.
         pyramid: the stack.
     """
 

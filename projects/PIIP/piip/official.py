@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from torch import nn
-
 from .backbone import PIIP, Stage
 from .branches import Branch, ViTBranch
 from .interaction import InteractionConfig
@@ -22,7 +20,12 @@ _SINGLE = {"vit_models": "deit", "InternViT6B": "intern"}
 
 def _family(pretrained: str) -> str:
     """The model family, which the published code reads out of the name of the weights' file, in this order."""
-    for mark, family in (("deit", "deit"), ("beit", "beit"), ("perceiver", "perceiver"), ("convnext", "convnext")):
+    for mark, family in (
+        ("deit", "deit"),
+        ("beit", "beit"),
+        ("perceiver", "perceiver"),
+        ("convnext", "convnext"),
+    ):
         if mark in pretrained:
             return family
     return "intern"
@@ -33,7 +36,9 @@ def _windows(config: Mapping[str, Any]) -> list[int | None]:
     windowed: Sequence[bool] = config.get("window_attn") or [False] * depth
     sizes: Sequence[int] = config.get("window_size") or [-1] * depth
     if len(windowed) != depth or len(sizes) != depth:
-        raise ValueError(f"{len(windowed)} window_attn and {len(sizes)} window_size entries for {depth} blocks")
+        raise ValueError(
+            f"{len(windowed)} window_attn and {len(sizes)} window_size entries for {depth} blocks"
+        )
     return [size if on else None for on, size in zip(windowed, sizes, strict=True)]
 
 
@@ -42,8 +47,8 @@ def build_branch(config: Mapping[str, Any], family: str | None = None) -> Branch
 
     Args:
         config: a ``branchJ`` dict of a published configuration.
-        family: "deit" or "intern" (MAE, DINOv2, AugReg, InternViT); None reads it from ``config["pretrained"]`` as
-            the published code does.
+        family: "deit" or "intern" (MAE, DINOv2, AugReg, InternViT); None reads it from
+            ``config["pretrained"]`` as the published code does.
 
     Raises:
         ValueError: for a family that is not built here.
@@ -66,7 +71,9 @@ def build_branch(config: Mapping[str, Any], family: str | None = None) -> Branch
         drop_path_rate=config.get("drop_path_rate", 0.0),
         drop_path_schedule="linear" if is_intern else "constant",
         layer_scale=config.get("init_values" if is_intern else "init_scale", 1.0),
-        norm="rms_norm" if is_intern and config.get("norm_layer_type", "RMSNorm") == "RMSNorm" else "layer_norm",
+        norm="rms_norm"
+        if is_intern and config.get("norm_layer_type", "RMSNorm") == "RMSNorm"
+        else "layer_norm",
         qk_norm=is_intern and config.get("qk_normalization", True),
         activation="gelu_tanh" if fused else "gelu",
         pos_embed_has_cls=is_intern,
@@ -88,14 +95,14 @@ def build_backbone(config: Mapping[str, Any], *, replicate_branch4_bug: bool = F
     """Build a published backbone.
 
     Args:
-        config: the published settings, ``type`` one of PIIPTwoBranch, PIIPThreeBranch, PIIPFourBranch, vit_models
-            and InternViT6B.
-        replicate_branch4_bug: build the fourth branch from the settings of the third, as the published code does
-            (SPEC fact 14); its image size remains its own. False builds what the configuration says.
+        config: the published settings, ``type`` one of PIIPTwoBranch, PIIPThreeBranch, PIIPFourBranch,
+            vit_models and InternViT6B.
+        replicate_branch4_bug: build the fourth branch from the settings of the third, as the published code
+            does (SPEC fact 14); its image size remains its own. False builds what the configuration says.
 
     Returns:
-        A module from ``(B, 3, H, W)`` to ``{"merged": ..., "f1": ..., "f2": ..., "f3": ..., "f4": ...}``, those that
-        exist, with the state dict of :func:`convert_backbone`.
+        A module from ``(B, 3, H, W)`` to ``{"merged": ..., "f1": ..., "f2": ..., "f3": ..., "f4": ...}``,
+        those that exist, with the state dict of :func:`convert_backbone`.
 
     Raises:
         ValueError: for a type or a setting that is not known.

@@ -1,8 +1,9 @@
 """Names and shapes in published checkpoints, and what they are called here (SPEC 4.2).
 
-One table, :data:`_RULES`, says for every published name how it is called here and which shape it must have. Shapes are
-written with symbols, such as ``D1`` for the width of branch 1, whose values are read from the tensors themselves: a
-symbol means what most of the tensors that use it say, so the odd one out is the one reported.
+One table, :data:`_RULES`, says for every published name how it is called here and which shape it must have.
+Shapes are written with symbols, such as ``D1`` for the width of branch 1, whose values are read from the
+tensors themselves: a symbol means what most of the tensors that use it say, so the odd one out is the one
+reported.
 """
 
 from __future__ import annotations
@@ -190,7 +191,9 @@ def _check_shapes(entries: Mapping[str, _Entry], state: Mapping[str, Tensor]) ->
     values = {meaning: counter.most_common(1)[0][0] for meaning, counter in votes.items()}
     wrong = []
     for key, terms in shapes.items():
-        expected = tuple(factor if meaning is None else factor * values.get(meaning, -1) for factor, meaning in terms)
+        expected = tuple(
+            factor if meaning is None else factor * values.get(meaning, -1) for factor, meaning in terms
+        )
         if tuple(state[key].shape) != expected:
             wrong.append(f"{key} has shape {tuple(state[key].shape)}, expected {expected}")
     if wrong:
@@ -204,7 +207,8 @@ def convert_backbone(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Rename a published backbone's tensors to those of :func:`piip.official.build_backbone`.
 
     Args:
-        state: published key (without ``backbone.``) -> tensor. The tensors themselves are passed on, not copied.
+        state: published key (without ``backbone.``) -> tensor. The tensors themselves are passed on, not
+            copied.
 
     Returns:
         name in :class:`piip.neck.PyramidBackbone` -> tensor.

@@ -16,9 +16,9 @@ __all__ = ["layer_decay_factors", "param_groups"]
 def layer_decay_factors(model: nn.Module, decay_rate: float) -> dict[str, float]:
     """Learning-rate factor of each parameter of a model that holds a PIIP.
 
-    With L blocks in the first (largest) model, a parameter before the blocks gets ``decay_rate ** (L + 1)``, the last
-    block of each branch ``decay_rate``, and everything that is not part of a branch 1. A branch of fewer blocks takes
-    larger steps, ``L / depth``, rounded down.
+    With L blocks in the first (largest) model, a parameter before the blocks gets ``decay_rate ** (L + 1)``,
+    the last block of each branch ``decay_rate``, and everything that is not part of a branch 1. A branch of
+    fewer blocks takes larger steps, ``L / depth``, rounded down.
 
     Args:
         model: any module with one :class:`piip.PIIP` inside.
@@ -55,8 +55,8 @@ def param_groups(
 ) -> list[dict[str, Any]]:
     """Parameter groups of the published recipe.
 
-    Vectors and biases are not decayed. Everything else is, the position embeddings and the scalar weights of the merge
-    (0-dimensional, so no vectors) included.
+    Vectors and biases are not decayed. Everything else is, the position embeddings and the scalar weights of
+    the merge (0-dimensional, so no vectors) included.
 
     Args:
         model: the model; frozen parameters are left out.

@@ -18,8 +18,8 @@ def window_partition(x: Tensor, size: int) -> Tensor:
         size: side of a window, in tokens.
 
     Returns:
-        ``(B * nH * nW, size, size, C)``, windows of an image in row-major order. For a 10x10 map and size 4 there are
-        3x3 windows, the last row and column of them half padding.
+        ``(B * nH * nW, size, size, C)``, windows of an image in row-major order. For a 10x10 map and size 4
+        there are 3x3 windows, the last row and column of them half padding.
     """
     batch, height, width, channels = x.shape
     pad_height, pad_width = -height % size, -width % size
@@ -50,16 +50,16 @@ def window_merge(windows: Tensor, height: int, width: int) -> Tensor:
 class TokenMapAttention(nn.Module):
     """Multi-head self-attention ``(B, h, w, C) -> (B, h, w, C)``.
 
-    Within a window every token attends to every other, padding included: the published models neither mask nor shift.
-    They differ in what padding is. Padded *before* the qkv projection (all released detectors), a padded token's
-    query, key and value are the projection's bias; padded *after* it, they are zero.
+    Within a window every token attends to every other, padding included: the published models neither mask
+    nor shift. They differ in what padding is. Padded *before* the qkv projection (all released detectors), a
+    padded token's query, key and value are the projection's bias; padded *after* it, they are zero.
 
     Args:
         dim: channels C.
         num_heads: heads; C must be a multiple of it.
         qkv_bias: whether the joint projection has a bias.
-        qk_norm: builds a normalisation of width C applied to queries and keys before they are split into heads
-            (InternViT-6B), or None.
+        qk_norm: builds a normalisation of width C applied to queries and keys before they are split into
+            heads (InternViT-6B), or None.
         window_size: side of the windows in tokens; None attends over the whole map.
         pad_before_qkv: see above.
     """
@@ -76,9 +76,13 @@ class TokenMapAttention(nn.Module):
     ) -> None:
         super().__init__()
         if dim % num_heads:
-            raise ValueError(f"{dim} channels cannot be split into {num_heads} heads: choose a divisor of {dim}")
+            raise ValueError(
+                f"{dim} channels cannot be split into {num_heads} heads: choose a divisor of {dim}"
+            )
         if window_size is not None and window_size < 1:
-            raise ValueError(f"window size {window_size} is not a number of tokens: expected >= 1, or None for global")
+            raise ValueError(
+                f"window size {window_size} is not a number of tokens: expected >= 1, or None for global"
+            )
         self.num_heads = num_heads
         self.window_size = window_size
         self.pad_before_qkv = pad_before_qkv

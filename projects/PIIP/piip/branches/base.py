@@ -11,12 +11,12 @@ from torch.utils.checkpoint import checkpoint
 class Branch(nn.Module, ABC):
     """One model of the pyramid, run block by block on a token map.
 
-    A family of models becomes usable in PIIP by building ``self.blocks`` and answering three questions: how an image
-    becomes the first token map (:meth:`embed`), and how wide (:meth:`channels`) and how coarse (:meth:`stride`) the
-    map is after a given block.
+    A family of models becomes usable in PIIP by building ``self.blocks`` and answering three questions: how
+    an image becomes the first token map (:meth:`embed`), and how wide (:meth:`channels`) and how coarse
+    (:meth:`stride`) the map is after a given block.
 
-    Token maps are ``(B, h, w, C)``. Read as ``(B, C, h, w)`` they are channels-last, so convolutions take them as
-    they are.
+    Token maps are ``(B, h, w, C)``. Read as ``(B, C, h, w)`` they are channels-last, so convolutions take
+    them as they are.
     """
 
     blocks: nn.ModuleList
@@ -54,7 +54,8 @@ class Branch(nn.Module, ABC):
             parameter: its name within the branch.
 
         Returns:
-            0 for what comes before the blocks, i + 1 for block i, or None where the family takes no part in it.
+            0 for what comes before the blocks, i + 1 for block i, or None where the family takes no part in
+            it.
         """
         head, _, rest = parameter.partition(".")
         return int(rest.split(".")[0]) + 1 if head == "blocks" else 0

@@ -34,7 +34,7 @@ class MergedMapBackbone(Backbone):
 
 
 class ReleasedPyramidBackbone(PyramidBackbone, Backbone):
-    """The backbone of the released detectors: "f1" to "f4", at 1/4, 1/2, 1 and 2 times the stride of the merged map."""
+    """The backbone of the released detectors, "f1" to "f4", at strides 4 to 32."""
 
     def output_shape(self) -> dict[str, ShapeSpec]:
         scales = dict(zip(LEVELS, (0.25, 0.5, 1, 2), strict=True))
@@ -73,7 +73,7 @@ class ReleasedFPN(_PaddedMixin, FPN):
     """
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        """``(B, 3, H, W)`` -> ``{"p2": ..., ..., "p6": ...}``, each ``(B, out_channels, H / 2**i, W / 2**i)``."""
+        """``(B, 3, H, W)`` -> ``{"p2": ..., ..., "p6": ...}`` of ``out_channels``, at strides 4 to 64."""
         features = self.bottom_up(x)
         coarse: Tensor | None = None
         results: list[Tensor] = []
@@ -93,8 +93,8 @@ class ReleasedFPN(_PaddedMixin, FPN):
 def _exact_divisibility(piip: PIIP, coarsest_stride: int) -> int:
     """Padding that gives every branch whole patches and every level whole cells, where sizes allow.
 
-    Image sizes without a common divisor to speak of would ask for padding beyond the image itself; the levels alone
-    are served then.
+    Image sizes without a common divisor to speak of would ask for padding beyond the image itself; the levels
+    alone are served then.
     """
     exact = math.lcm(piip.size_divisibility, coarsest_stride)
     return exact if exact <= max(piip.image_sizes) else coarsest_stride
@@ -116,14 +116,16 @@ def piip_backbone(
 
     Args:
         piip: the image pyramid network.
-        neck: "simple", ViTDet's feature pyramid on the merged map, or "released", the deconvolution stack at full
-            width followed by an FPN of the released detectors.
+        neck: "simple", ViTDet's feature pyramid on the merged map, or "released", the deconvolution stack at
+            full width followed by an FPN of the released detectors.
         out_channels: channels of every level.
-        scale_factors: sizes of the levels relative to the merged map ("simple" only; "released" has 4, 2, 1, 1/2).
+        scale_factors: sizes of the levels relative to the merged map ("simple" only; "released" has 4, 2, 1,
+            1/2).
         norm: norm of the convolutions of the simple pyramid ("simple" only; "released" has none).
-        top_block: what makes the level above the coarsest; None for the usual maximum of p5, where there is a p5.
-        size_divisibility: inputs are padded to multiples of it; None for the smallest that leaves no branch with a
-            fraction of a patch.
+        top_block: what makes the level above the coarsest; None for the usual maximum of p5, where there is a
+            p5.
+        size_divisibility: inputs are padded to multiples of it; None for the smallest that leaves no branch
+            with a fraction of a patch.
         square_pad: pad inputs to a square of this side; 0 for none.
         pyramid_norm: norm inside the deconvolution stack ("released" only): "group" for PIIP, "layer" for the
             published single-ViT baselines.
@@ -133,9 +135,15 @@ def piip_backbone(
     """
     if neck == "released":
         channels = piip.pyramid_channels()
-        bottom_up = ReleasedPyramidBackbone(piip, DeconvPyramid((channels[0], channels[1]), norm=pyramid_norm))
+        bottom_up = ReleasedPyramidBackbone(
+            piip, DeconvPyramid((channels[0], channels[1]), norm=pyramid_norm)
+        )
         backbone = ReleasedFPN(
-            bottom_up, list(LEVELS), out_channels, top_block=top_block or LastLevelMaxPool(), square_pad=square_pad
+            bottom_up,
+            list(LEVELS),
+            out_channels,
+            top_block=top_block or LastLevelMaxPool(),
+            square_pad=square_pad,
         )
     elif neck == "simple":
         if top_block is None and piip.stride / scale_factors[-1] == 32:
