@@ -1,8 +1,8 @@
 """The definition of multi-scale deformable attention, in plain PyTorch.
 
 These functions say what the compiled operators compute, and stand in for them where the extension was not
-built or the device has no kernel. Everything is computed in float32 (float64 for float64 inputs), whatever the
-type of the inputs: a sampling position in bfloat16 would be off by half a pixel on maps of a hundred pixels.
+built or the device has no kernel. Everything is computed in float32 (float64 for float64 inputs), whatever
+the type of the inputs: a sampling position in bfloat16 would be off by half a pixel on maps of a hundred pixels.
 """
 
 from collections.abc import Sequence

@@ -1,0 +1,27 @@
+// The kernels for CPUs with AVX-512; called only where the CPU has it.
+#if defined(__x86_64__)
+
+#include "kernels.h"
+
+#include <immintrin.h>
+
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c"))), \
+                             apply_to = function)
+#else
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")
+#endif
+
+#define PIIP_OPS_AVX512 1
+#include "simd.h"
+#include "kernels_impl.h"
+
+namespace piip_ops {
+const Kernels kAvx512Kernels = {"AVX512", scratch_bytes, forward, backward};
+}
+
+#if defined(__clang__)
+#pragma clang attribute pop
+#endif
+
+#endif

@@ -1,0 +1,198 @@
+"""The compiled operators, as PyTorch knows them: ``torch.ops.piip_ops``.
+
+The extension brings the schemas and the kernels (csrc/register.cpp); here they learn shape inference and gradients.
+Where the extension is missing, or a device has no kernel, the reference computes the same.
+"""
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .checks import check_deform_cross_attn, check_ms_deform_attn
+from .reference import deform_cross_attn_reference, ms_deform_attn_reference
+
+try:
+    from . import _C  # noqa: F401  (loading it registers the operators)
+except ImportError as error:
+    _COMPILED = False
+    _PROBLEM = str(error)
+    warnings.warn(
+        f"piip_ops runs without its compiled operators, many times slower ({error}); "
+        "to build them: pip install --no-build-isolation --force-reinstall --no-deps .",
+        RuntimeWarning,
+        stacklevel=3,
+    )
+else:
+    _COMPILED = True
+    _PROBLEM = ""
+
+
+def ms_deform_attn(
+    value: Tensor,
+    spatial_shapes: Sequence[Sequence[int]],
+    sampling_locations: Tensor,
+    attention_weights: Tensor,
+) -> Tensor:
+    """Multi-scale deformable attention (Deformable DETR, equation 3, without its linear layers).
+
+    Samples are bilinear with zeros outside the map; a location ``l`` lies at pixel ``l * size - 0.5``. Positions and
+    sums are float32 (float64 for float64 inputs). NaN locations sample zeros.
+
+    Args:
+        value: (B, S, heads, C) in float64, float32, bfloat16 or float16; the levels' maps flattened row by row and
+            joined: S = sum of H * W.
+        spatial_shapes: (H, W) of each level.
+        sampling_locations: (B, Q, heads, levels, points, 2), (x, y) with 0 and 1 at the map's outer edges; in the
+            dtype of ``value``, or float32 with a half-precision ``value``.
+        attention_weights: (B, Q, heads, levels, points), in the dtype of ``sampling_locations``.
+
+    Returns:
+        (B, Q, heads * C) in the dtype of ``value``. Differentiable once.
+
+    Raises:
+        ValueError: a shape, dtype or device does not fit; the message names the argument.
+    """
+    if not _has_kernel(value):
+        return ms_deform_attn_reference(value, spatial_shapes, sampling_locations, attention_weights)
+    flat = [size for height, width in spatial_shapes for size in (height, width)]
+    return torch.ops.piip_ops.ms_deform_attn(value, flat, sampling_locations, attention_weights)
+
+
+def deform_cross_attn(
+    value: Tensor, offsets: Tensor, logits: Tensor, query_shape: Sequence[int], value_shape: Sequence[int]
+) -> Tensor:
+    """Deformable attention of a grid of queries to one value map (PIIP, section 3.2, in the interactions).
+
+    The reference point of a query is the centre of its cell, carried over to the value map; softmax runs over the
+    points. Neither locations nor attention weights are ever written to memory. Rows of ``value``, ``offsets`` and
+    ``logits`` may lie apart, as slices of a wider tensor do.
+
+    Args:
+        value: (B, hv * wv, heads, C) in float64, float32, bfloat16 or float16.
+        offsets: (B, hq * wq, heads, points, 2), (x, y) in pixels of the value map; in the dtype of ``value``, or
+            float32 with a half-precision ``value``.
+        logits: (B, hq * wq, heads, points), in the dtype of ``offsets``.
+        query_shape: (hq, wq).
+        value_shape: (hv, wv).
+
+    Returns:
+        (B, hq * wq, heads * C) in the dtype of ``value``. Differentiable once.
+
+    Raises:
+        ValueError: a shape, dtype or device does not fit; the message names the argument.
+    """
+    if not _has_kernel(value):
+        return deform_cross_attn_reference(value, offsets, logits, query_shape, value_shape)
+    return torch.ops.piip_ops.deform_cross_attn(value, offsets, logits, list(query_shape), list(value_shape))
+
+
+def build_info() -> dict[str, str]:
+    """What was built and what will run: ``extension``, ``cpu`` and ``cuda``, a line each."""
+    if not _COMPILED:
+        reference = f"reference (no extension: {_PROBLEM})"
+        return {"extension": "missing", "cpu": reference, "cuda": reference}
+    return {
+        "extension": "built",
+        "cpu": f"{torch.ops.piip_ops._cpu_kernels()} kernels",
+        "cuda": "kernels" if torch.ops.piip_ops._built_with_cuda() else "reference (built without CUDA)",
+    }
+
+
+def _has_kernel(value: Tensor) -> bool:
+    device = value.device.type
+    return _COMPILED and (
+        device in ("cpu", "meta") or (device == "cuda" and torch.ops.piip_ops._built_with_cuda())
+    )
+
+
+def _pairs(flat: Sequence[int]) -> list[tuple[int, int]]:
+    if len(flat) % 2:
+        raise ValueError(f"spatial_shapes: expected (height, width) for every level, got {list(flat)}")
+    return list(zip(flat[::2], flat[1::2], strict=True))
+
+
+def _out_like(value: Tensor, queries: int) -> Tensor:
+    batch, _, heads, channels = value.shape
+    return value.new_empty(batch, queries, heads * channels)
+
+
+def _like_contiguous(*tensors: Tensor) -> tuple[Tensor, ...]:
+    return tuple(torch.empty_like(tensor, memory_format=torch.contiguous_format) for tensor in tensors)
+
+
+def _ms_fake(value: Tensor, spatial_shapes: Sequence[int], locations: Tensor, weights: Tensor) -> Tensor:
+    check_ms_deform_attn(value, _pairs(spatial_shapes), locations, weights)
+    return _out_like(value, locations.shape[1])
+
+
+def _ms_backward_fake(
+    grad: Tensor, value: Tensor, spatial_shapes: Sequence[int], locations: Tensor, weights: Tensor
+) -> tuple[Tensor, ...]:
+    return _like_contiguous(value, locations, weights)
+
+
+def _ms_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    value, ctx.spatial_shapes, locations, weights = inputs
+    ctx.save_for_backward(value, locations, weights)
+
+
+def _ms_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    value, locations, weights = ctx.saved_tensors
+    grads = torch.ops.piip_ops.ms_deform_attn_backward(grad, value, ctx.spatial_shapes, locations, weights)
+    return grads[0], None, grads[1], grads[2]
+
+
+def _cross_fake(
+    value: Tensor, offsets: Tensor, logits: Tensor, query_shape: Sequence[int], value_shape: Sequence[int]
+) -> Tensor:
+    check_deform_cross_attn(value, offsets, logits, query_shape, value_shape)
+    return _out_like(value, offsets.shape[1])
+
+
+def _cross_backward_fake(
+    grad: Tensor,
+    value: Tensor,
+    offsets: Tensor,
+    logits: Tensor,
+    query_shape: Sequence[int],
+    value_shape: Sequence[int],
+) -> tuple[Tensor, ...]:
+    return _like_contiguous(value, offsets, logits)
+
+
+def _cross_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    value, offsets, logits, ctx.query_shape, ctx.value_shape = inputs
+    ctx.save_for_backward(value, offsets, logits)
+
+
+def _cross_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    value, offsets, logits = ctx.saved_tensors
+    grads = torch.ops.piip_ops.deform_cross_attn_backward(
+        grad, value, offsets, logits, ctx.query_shape, ctx.value_shape
+    )
+    return *grads, None, None
+
+
+def _no_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    pass
+
+
+def _no_double_backward(ctx: Any, *grads: Tensor) -> tuple[None, ...]:
+    raise RuntimeError(
+        "piip_ops: deformable attention can be differentiated once only; use ms_deform_attn_reference or "
+        "deform_cross_attn_reference where second derivatives are needed"
+    )
+
+
+if _COMPILED:
+    for _name, _fake, _backward, _setup in (
+        ("ms_deform_attn", _ms_fake, _ms_backward, _ms_setup),
+        ("ms_deform_attn_backward", _ms_backward_fake, _no_double_backward, _no_setup),
+        ("deform_cross_attn", _cross_fake, _cross_backward, _cross_setup),
+        ("deform_cross_attn_backward", _cross_backward_fake, _no_double_backward, _no_setup),
+    ):
+        torch.library.register_fake(f"piip_ops::{_name}", _fake)
+        torch.library.register_autograd(f"piip_ops::{_name}", _backward, setup_context=_setup)
