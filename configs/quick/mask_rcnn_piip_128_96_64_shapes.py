@@ -34,9 +34,20 @@ model.input_format = "RGB"
 model.backbone = L(piip_backbone)(
     piip=L(PIIP)(
         branches=[
-            L(ViTBranch)(embed_dim=96, depth=3, num_heads=3, patch_size=8, pretrain_image_size=64),
-            L(ViTBranch)(embed_dim=64, depth=3, num_heads=2, patch_size=8, pretrain_image_size=96),
-            L(ViTBranch)(embed_dim=48, depth=3, num_heads=2, patch_size=8, pretrain_image_size=128),
+            L(ViTBranch)(
+                embed_dim=96, depth=3, num_heads=3, patch_size=8, pretrain_image_size=64, weight_init="xavier"
+            ),
+            L(ViTBranch)(
+                embed_dim=64, depth=3, num_heads=2, patch_size=8, pretrain_image_size=96, weight_init="xavier"
+            ),
+            L(ViTBranch)(
+                embed_dim=48,
+                depth=3,
+                num_heads=2,
+                patch_size=8,
+                pretrain_image_size=128,
+                weight_init="xavier",
+            ),
         ],
         image_sizes=[64, 96, 128],
         num_interactions=3,
@@ -65,8 +76,8 @@ for _kind in ("box", "mask"):
         3,
     )  # objects are small: 24 px already use stride 4
     model.roi_heads[f"{_kind}_head"].input_shape = ShapeSpec(channels=_channels, height=7, width=7)
-model.roi_heads.box_head.conv_dims = []
-model.roi_heads.box_head.fc_dims = [128, 128]
+model.roi_heads.box_head.conv_dims = [_channels]
+model.roi_heads.box_head.fc_dims = [128]
 model.roi_heads.box_predictor.input_shape = ShapeSpec(channels=128)
 model.roi_heads.mask_head.conv_dims = [_channels] * 3  # two convolutions and the deconvolution
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,8 +24,8 @@ def _listing(title: str, entries: Sequence[str]) -> list[str]:
 class Checkpointer(DetectionCheckpointer):
     """Detectron2's checkpointer, strict: a checkpoint that does not fit the model is an error.
 
-    Reads `.pth` (tensors and plain containers only, `weights_only=True`) and `.safetensors`. The
-    model counts as it is: weights for a single branch go through `piip.pretrained`, published detectors through `piip.official`.
+    Reads `.pth` (tensors and plain containers only) and `.safetensors`. Weights for a single
+    branch go through `piip.pretrained`, published detectors through `piip.official`.
     """
 
     def load(self, path: str, checkpointables: list[str] | None = None) -> dict[str, Any]:
@@ -75,8 +76,18 @@ class Checkpointer(DetectionCheckpointer):
     def _torch_load(self, filename: str) -> Any:
         try:
             return torch.load(filename, map_location="cpu", weights_only=True)
-        except (EOFError, RuntimeError, ValueError, ImportError) as error:
-            raise ValueError(f"checkpoint {filename} cannot be read: {str(error).splitlines()[0]}") from error
+        except pickle.UnpicklingError as error:
+            raise ValueError(
+                f"checkpoint {filename} cannot be read: it is none, or holds more than tensors and numbers"
+            ) from error
+        except (
+            EOFError,
+            LookupError,
+            RuntimeError,
+            ValueError,
+        ) as error:  # what torch.load raises on broken files
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            raise ValueError(f"checkpoint {filename} cannot be read: {reason}") from error
 
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
         weights = checkpoint["model"]

@@ -29,7 +29,8 @@ _STREAMS = 2**32  # distinct streams of random numbers a seed is mixed into
 
 def mix_seed(seed: int, *numbers: int) -> int:
     """A seed in [0, 2**32) that depends on all arguments, for streams that must not resemble one another."""
-    return int(np.random.SeedSequence([seed % _STREAMS, *numbers]).generate_state(1)[0])
+    # The count is there because SeedSequence takes [1] and [1, 0] for the same.
+    return int(np.random.SeedSequence([seed % _STREAMS, len(numbers), *numbers]).generate_state(1)[0])
 
 
 def seed_all(seed: int) -> None:
@@ -117,6 +118,10 @@ def dataset_dicts(names: str | Sequence[str], *, filter_empty: bool = True) -> l
             )
     try:
         records: list[dict[str, Any]] = get_detection_dataset_dicts(names, filter_empty=filter_empty)
+        if any(
+            "bbox" not in annotation for record in records for annotation in record.get("annotations", ())
+        ):
+            raise KeyError("bbox")  # Detectron2 would fail on it in the middle of training
     except (AssertionError, AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         for path in (Path(MetadataCatalog.get(name).get("json_file", "")) for name in names):
             reason = _what_is_not_coco(path) if path.is_file() else ""

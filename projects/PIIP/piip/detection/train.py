@@ -84,20 +84,26 @@ class Trainer(SimpleTrainer):
         batch = next(self._data_loader_iter)
         data_time = time.perf_counter() - start
         seed_all(mix_seed(self.seed, comm.get_rank(), self.iter))
-        with autocast(self.device, self.precision):
-            losses: dict[str, torch.Tensor] = self.model(batch)
+        try:
+            with autocast(self.device, self.precision):
+                losses: dict[str, torch.Tensor] = self.model(batch)
+        except FloatingPointError as error:  # Detectron2's proposals notice before there is a loss
+            raise self._diverged(str(error).rstrip(".")) from error
         total = torch.stack([loss.float() for loss in losses.values()]).sum()
         if not torch.isfinite(total):
             values = ", ".join(f"{name} {loss.item():g}" for name, loss in losses.items())
-            raise FloatingPointError(
-                f"loss is not finite at iteration {self.iter} ({values}): "
-                "training stops, checkpoints stay as they are; lower optimizer.lr or look at the data"
-            )
+            raise self._diverged(f"loss is not finite, {values}")
         self.optimizer.zero_grad()
         total.backward()
         self.after_backward()
         self._write_metrics(losses, data_time)
         self.optimizer.step()
+
+    def _diverged(self, reason: str) -> FloatingPointError:
+        return FloatingPointError(
+            f"training diverged at iteration {self.iter} ({reason}): it stops, checkpoints stay as they are; "
+            "lower optimizer.lr or look at the data"
+        )
 
     def state_dict(self) -> dict[str, Any]:
         state: dict[str, Any] = super().state_dict()
@@ -163,6 +169,9 @@ def train(cfg: DictConfig, *, resume: bool = False) -> None:
         raise ValueError(
             "train.amp.enabled (float16) is not supported: set train.precision='bfloat16' instead"
         )
+    seed = cfg.train.get("seed", -1)
+    seed = seed if seed >= 0 else comm.shared_random_seed()
+    seed_all(mix_seed(seed, comm.get_rank()))  # the first weights
     model = build_model(cfg)
     _logger.info(f"the model has {sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters")
     cfg.optimizer.params.model = model
@@ -171,12 +180,11 @@ def train(cfg: DictConfig, *, resume: bool = False) -> None:
     # DDP takes no device ids on the CPU, where Detectron2 would still pass the local rank.
     on_cpu = {"device_ids": None} if torch.device(cfg.train.device).type == "cpu" else {}
     model = create_ddp_model(model, **cfg.train.get("ddp", {}), **on_cpu)
-    seed = cfg.train.get("seed", -1)
     trainer = Trainer(
         model,
         loader,
         optimizer,
-        seed=seed if seed >= 0 else comm.shared_random_seed(),
+        seed=seed,
         precision=cfg.train.get("precision", "float32"),
     )
     checkpointer = Checkpointer(model, cfg.train.output_dir, trainer=trainer)
