@@ -1,7 +1,7 @@
 """Packages of the two folders and the compiled operators; the rest of the distribution is in pyproject.toml.
 
 FORCE_CUDA=1 asks for the CUDA kernels where no toolkit is found by itself (FORCE_CUDA=0 leaves them out), and
-TORCH_CUDA_ARCH_LIST says for which GPUs. A build that fails leaves the package usable, on its plain PyTorch path.
+TORCH_CUDA_ARCH_LIST says for which GPUs. A build that fails leaves the package usable, in plain PyTorch.
 """
 
 import os
@@ -30,7 +30,7 @@ def wants_cuda() -> bool:
 
 
 def cuda_include_dirs() -> list[str]:
-    """Headers of the toolkit that came with PyTorch from the package index, for an nvcc that has none of its own."""
+    """Headers that came with PyTorch's own CUDA packages, for an nvcc that has none beside it."""
     major = torch.version.cuda.split(".")[0]
     wheel = Path(torch.__file__).parents[1] / "nvidia" / f"cu{major}" / "include"
     return [str(wheel)] if wheel.is_dir() else []

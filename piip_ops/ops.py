@@ -1,11 +1,12 @@
 """The compiled operators, as PyTorch knows them: ``torch.ops.piip_ops``.
 
-The extension brings the schemas and the kernels (csrc/register.cpp); here they learn shape inference and gradients.
-Where the extension is missing, or a device has no kernel, the reference computes the same.
+The extension brings the schemas and the kernels (csrc/register.cpp); here they learn shape inference and
+gradients. Where the extension is missing, or a device has no kernel, the reference computes the same.
 """
 
 import warnings
 from collections.abc import Sequence
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from .checks import check_deform_cross_attn, check_ms_deform_attn
 from .reference import deform_cross_attn_reference, ms_deform_attn_reference
 
 try:
-    from . import _C  # noqa: F401  (loading it registers the operators)
+    import_module("piip_ops._C")  # registers the operators
 except ImportError as error:
     _COMPILED = False
     _PROBLEM = str(error)
@@ -38,15 +39,15 @@ def ms_deform_attn(
 ) -> Tensor:
     """Multi-scale deformable attention (Deformable DETR, equation 3, without its linear layers).
 
-    Samples are bilinear with zeros outside the map; a location ``l`` lies at pixel ``l * size - 0.5``. Positions and
-    sums are float32 (float64 for float64 inputs). NaN locations sample zeros.
+    Samples are bilinear with zeros outside the map; a location ``l`` lies at pixel ``l * size - 0.5``.
+    Positions and sums are float32 (float64 for float64 inputs). NaN and infinite locations sample zeros.
 
     Args:
-        value: (B, S, heads, C) in float64, float32, bfloat16 or float16; the levels' maps flattened row by row and
-            joined: S = sum of H * W.
+        value: (B, S, heads, C) in float64, float32, bfloat16 or float16; the levels' maps flattened row by
+            row and joined: S = sum of H * W.
         spatial_shapes: (H, W) of each level.
-        sampling_locations: (B, Q, heads, levels, points, 2), (x, y) with 0 and 1 at the map's outer edges; in the
-            dtype of ``value``, or float32 with a half-precision ``value``.
+        sampling_locations: (B, Q, heads, levels, points, 2), (x, y) with 0 and 1 at the map's outer edges; in
+            the dtype of ``value``, or float32 with a half-precision ``value``.
         attention_weights: (B, Q, heads, levels, points), in the dtype of ``sampling_locations``.
 
     Returns:
@@ -66,14 +67,15 @@ def deform_cross_attn(
 ) -> Tensor:
     """Deformable attention of a grid of queries to one value map (PIIP, section 3.2, in the interactions).
 
-    The reference point of a query is the centre of its cell, carried over to the value map; softmax runs over the
-    points. Neither locations nor attention weights are ever written to memory. Rows of ``value``, ``offsets`` and
-    ``logits`` may lie apart, as slices of a wider tensor do.
+    The reference point of a query is the centre of its cell, carried over to the value map; softmax runs over
+    the points. Neither locations nor attention weights are ever written to memory. Rows of ``value``,
+    ``offsets`` and ``logits`` may lie apart, as slices of a wider tensor do. NaN and infinite offsets sample
+    zeros.
 
     Args:
         value: (B, hv * wv, heads, C) in float64, float32, bfloat16 or float16.
-        offsets: (B, hq * wq, heads, points, 2), (x, y) in pixels of the value map; in the dtype of ``value``, or
-            float32 with a half-precision ``value``.
+        offsets: (B, hq * wq, heads, points, 2), (x, y) in pixels of the value map; in the dtype of ``value``,
+            or float32 with a half-precision ``value``.
         logits: (B, hq * wq, heads, points), in the dtype of ``offsets``.
         query_shape: (hq, wq).
         value_shape: (hv, wv).

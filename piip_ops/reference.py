@@ -2,7 +2,7 @@
 
 These functions say what the compiled operators compute, and stand in for them where the extension was not
 built or the device has no kernel. Everything is computed in float32 (float64 for float64 inputs), whatever
-the type of the inputs: a sampling position in bfloat16 would be off by half a pixel on maps of a hundred pixels.
+the type of the inputs: a sampling position in bfloat16 would be off by half a pixel on a map of a hundred.
 """
 
 from collections.abc import Sequence
