@@ -1,0 +1,186 @@
+"""What a model really costs: fvcore on the model itself, sorted into its parts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from ..backbone import PIIP
+from ..branches import ViTBranch
+from ..branches.vit import MapBlock
+from ..cross_attention import DeformableCrossAttention
+from ..neck import DeconvPyramid, PyramidBackbone
+from .report import Part, Report
+from .tracing import ELEMENTWISE_NOTE, OperatorCounts, count_operators
+
+__all__ = ["actual_cost", "collect", "transformer_part"]
+
+Path = tuple[str, ...]
+Locate = Callable[[Sequence[str], str | None], Path]
+"""Where a module's cost belongs: (its name, split at the dots; the operator, None for parameters) -> path."""
+
+_PRODUCTS = {"scaled_dot_product_attention", "matmul", "bmm", "einsum"}
+_BLOCK_PARTS = {
+    "norm1": "attention_projections",
+    "attn": "attention_projections",
+    "ls1": "attention_projections",
+    "norm2": "mlp",
+    "mlp": "mlp",
+    "ls2": "mlp",
+}
+_INJECTOR_PARTS = {"proj": "projection", "ffn": "ffn", "ffn_norm": "ffn", "cffn_gamma": "ffn"}
+
+
+def transformer_part(name: Sequence[str], operator: str | None) -> str:
+    """The part of a vision transformer that a module of it belongs to.
+
+    Norms and layer scales go with the attention or MLP they serve. Blocks of another make are "blocks".
+    """
+    if name[:1] != ["blocks"]:
+        return "patch_embed" if name[:1] in (["patch_embed"], ["pos_embed"]) else "other"
+    if name[2:3] == ["attn"] and operator in _PRODUCTS:
+        return "attention_products"
+    return _BLOCK_PARTS.get(name[2], "blocks") if len(name) > 2 else "blocks"
+
+
+def piip_locator(piip: PIIP) -> Locate:
+    """Sorts the modules of a PIIP: branches, interaction units (all stages together) and merge."""
+    attention = {
+        name: "deformable_attention"
+        if isinstance(unit_part, DeformableCrossAttention)
+        else "regular_attention"
+        for name, unit_part in piip.named_modules()
+        if name.endswith(".attn") and name.startswith("interactions.")
+    }
+
+    def locate(name: Sequence[str], operator: str | None) -> Path:
+        if name[:1] == ["branches"] and len(name) > 1:
+            return f"branch{int(name[1]) + 1}", transformer_part(list(name[2:]), operator)
+        if name[:1] == ["interactions"] and len(name) > 4:
+            # interactions.STAGE.units.SMALL_LARGE.DIRECTION[.CHILD ...]
+            child = name[5] if len(name) > 5 else ""
+            default = attention[".".join([*name[:5], "attn"])]
+            return "interactions", f"unit_{name[3]}", _INJECTOR_PARTS.get(child, default)
+        if name[:1] in (["merge"], ["taps"]):
+            return ("merge",)
+        return ("resizing",)  # of the image, and of position embeddings
+
+    return locate
+
+
+def collect(
+    model: nn.Module,
+    counts: OperatorCounts,
+    locate: Locate,
+    input_size: tuple[int, int],
+    not_counted: Sequence[str],
+) -> Report:
+    """A report of counted operators and parameters, each put where ``locate`` says."""
+    report = Report(
+        "actual",
+        input_size,
+        Part(),
+        [
+            ELEMENTWISE_NOTE,
+            *not_counted,
+            *(
+                f"operator {name}, run {times} times: it has no handler"
+                for name, times in counts.unknown.items()
+            ),
+        ],
+    )
+    for name, operators in counts.macs.items():
+        for operator, macs in operators.items():
+            report.total.add(locate(_split(name), operator), macs=macs)
+    for name, parameter in model.named_parameters():
+        report.total.add(locate(_split(name), None), params=parameter.numel())
+    return report
+
+
+def _split(name: str) -> list[str]:
+    return name.split(".") if name else []
+
+
+def check_input_size(input_size: tuple[int, int], patch: int) -> None:
+    """Raise ValueError where an image size is not a whole number of patches."""
+    if min(input_size) < patch or any(side % patch for side in input_size):
+        raise ValueError(
+            f"input size {input_size[0]} x {input_size[1]} is not a multiple of the patch of {patch} px: "
+            f"give multiples of {patch}"
+        )
+
+
+def token_shapes(piip: PIIP, input_size: tuple[int, int]) -> list[tuple[int, int]]:
+    """Height and width, in tokens, of the first map of each branch."""
+    largest = max(piip.image_sizes)
+    return [
+        tuple(math.floor(edge * (side / largest)) // branch.patch_size for edge in input_size)  # type: ignore[misc]
+        for branch, side in zip(piip.branches, piip.image_sizes, strict=True)
+    ]
+
+
+def padded_tokens(shape: tuple[int, int], window: int) -> int:
+    """Tokens of a map after padding to whole windows."""
+    return -(-shape[0] // window) * -(-shape[1] // window) * window**2
+
+
+def run_blocks(branch: ViTBranch, stages: Sequence[tuple[int, int]]) -> list[MapBlock]:
+    """The blocks that are in a stage: others are not run."""
+    return [cast(MapBlock, branch.blocks[i]) for first, last in stages for i in range(first, last + 1)]
+
+
+def attention_padding(piip: PIIP, input_size: tuple[int, int]) -> int:
+    """Multiply-adds spent on the padding of windows by attention, whose rows there are cut off afterwards."""
+    macs = 0
+    shapes = token_shapes(piip, input_size)
+    for branch, shape, stages in zip(piip.branches, shapes, piip.stages, strict=True):
+        if isinstance(branch, ViTBranch):
+            for block in run_blocks(branch, stages):
+                window = block.attn.window_size
+                if window is not None:
+                    padding = padded_tokens(shape, window) - shape[0] * shape[1]
+                    macs += 2 * padding * window**2 * branch.embed_dim
+    return macs
+
+
+class _WithPyramid(nn.Module):
+    """Returns every map, so that a trace keeps all of them."""
+
+    def __init__(self, piip: PIIP, pyramid: DeconvPyramid) -> None:
+        super().__init__()
+        self.body = PyramidBackbone(piip, pyramid)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        return tuple(self.body(x).values())
+
+
+def actual_cost(
+    piip: PIIP, input_size: tuple[int, int] | None = None, *, pyramid: DeconvPyramid | None = None
+) -> Report:
+    """Count what a PIIP runs, from the image to the merged map.
+
+    Args:
+        piip: on the meta device.
+        input_size: height and width in pixels; None for the square of its largest image size.
+        pyramid: a deconvolution stack on top, on the meta device, counted as the part "neck".
+
+    Raises:
+        ValueError: the input size is not a multiple of the patch.
+    """
+    size = input_size or (max(piip.image_sizes),) * 2
+    check_input_size(size, piip.stride)
+    image = torch.empty(1, 3, *size, device="meta")
+    locate = piip_locator(piip)
+    if pyramid is None:
+        piip.eval()
+        return collect(piip, count_operators(piip, (image,)), locate, size, [])
+    model = _WithPyramid(piip, pyramid).eval()
+
+    def locate_below(name: Sequence[str], operator: str | None) -> Path:
+        return locate(name[2:], operator) if name[:2] == ["body", "piip"] else ("neck",)
+
+    return collect(model, count_operators(model, (image,)), locate_below, size, [])
