@@ -176,6 +176,12 @@ class PIIP(nn.Module):
             )
         return [*(tap.out_dim for tap in self.taps.values()), self.out_channels]
 
+    def pyramid_strides(self) -> list[int]:
+        """Input pixels per token, along one side, of the maps of :meth:`pyramid_channels`."""
+        if not self.taps:
+            return [self.stride] * 4
+        return [*(self.stage_strides(int(tap))[self.reference] for tap in self.taps), self.stride]
+
     @property
     def stride(self) -> int:
         """Input pixels per token of the merged map, along one side."""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from .backbone import PIIP
 
-__all__ = ["DeconvPyramid", "PyramidBackbone"]
+__all__ = ["DeconvPyramid", "PyramidBackbone", "TappedPyramid", "published_pyramid"]
 
 LEVELS = ("f1", "f2", "f3", "f4")
 """Names of the maps at 1/4, 1/2, 1 and 2 times the stride of the merged map."""
@@ -37,6 +37,9 @@ class DeconvPyramid(nn.Module):
         extra: names of maps whose parameters exist though they are not returned (the released three-branch
             DINO detectors carry an unused f1).
     """
+
+    scales = (0.25, 0.5, 1, 2)
+    """Strides of the levels relative to what they start from."""
 
     def __init__(
         self,
@@ -75,6 +78,35 @@ class DeconvPyramid(nn.Module):
         }
 
 
+class TappedPyramid(nn.Module):
+    """The tapped maps as they are, where their strides are those of a pyramid already (ConvNeXt)."""
+
+    scales = (1, 1, 1, 1)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.outputs = list(LEVELS)
+
+    def forward(self, maps: Sequence[Tensor]) -> dict[str, Tensor]:
+        """Name the maps f1 to f4."""
+        return dict(zip(LEVELS, maps, strict=True))
+
+
+def published_pyramid(
+    piip: PIIP,
+    *,
+    norm: Literal["group", "layer"] = "group",
+    outputs: Sequence[str] = LEVELS,
+    extra: Sequence[str] = (),
+) -> DeconvPyramid | TappedPyramid:
+    """The published stack for a PIIP: none where its tapped maps have four strides, else deconvolutions."""
+    strides = piip.pyramid_strides()
+    if len(set(strides)) == len(strides):
+        return TappedPyramid()
+    channels = piip.pyramid_channels()
+    return DeconvPyramid((channels[0], channels[1]), norm=norm, outputs=outputs, extra=extra)
+
+
 class PyramidBackbone(nn.Module):
     """PIIP followed by the published stack: the backbone of the released detectors.
 
@@ -85,7 +117,7 @@ class PyramidBackbone(nn.Module):
         pyramid: the stack.
     """
 
-    def __init__(self, piip: PIIP, pyramid: DeconvPyramid) -> None:
+    def __init__(self, piip: PIIP, pyramid: DeconvPyramid | TappedPyramid) -> None:
         super().__init__()
         self.piip = piip
         self.pyramid = pyramid
@@ -94,6 +126,12 @@ class PyramidBackbone(nn.Module):
         """Channels of each level of the pyramid."""
         channels = dict(zip(LEVELS, self.piip.pyramid_channels(), strict=True))
         return {level: channels[level] for level in self.pyramid.outputs}
+
+    def level_strides(self) -> dict[str, int]:
+        """Input pixels per token, along one side, of each level of the pyramid."""
+        strides = zip(LEVELS, self.piip.pyramid_strides(), self.pyramid.scales, strict=True)
+        levels = {level: int(stride * scale) for level, stride, scale in strides}
+        return {level: levels[level] for level in self.pyramid.outputs}
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """From ``(B, 3, H, W)`` to ``{"merged": (B, C, h, w)}`` and the levels of the pyramid."""

@@ -6,20 +6,25 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .backbone import PIIP, Stage
-from .branches import Branch, ViTBranch
+from .branches import BEiTBranch, Branch, ConvNeXtBranch, UniPerceiverBranch, ViTBranch
 from .interaction import InteractionConfig
-from .neck import DeconvPyramid, PyramidBackbone
-from .official_keys import convert_backbone
+from .neck import PyramidBackbone, published_pyramid
+from .official_keys import convert_backbone, to_official_backbone
 
-__all__ = ["build_backbone", "build_branch", "convert_backbone"]
+__all__ = ["build_backbone", "build_branch", "convert_backbone", "to_official_backbone"]
 
 _ATTENTION = {"deform": "deformable", "normal": "regular"}
 _NUM_BRANCHES = {"PIIPTwoBranch": 2, "PIIPThreeBranch": 3, "PIIPFourBranch": 4}
-_SINGLE = {"vit_models": "deit", "InternViT6B": "intern"}
+_SINGLE = {"vit_models": "deit", "InternViT6B": "intern", "ConvNextHFWrapper": "convnext"}
+_CONVNEXTS = {  # names on the Hugging Face hub: dims and depths
+    "facebook/convnext-tiny-224": ((96, 192, 384, 768), (3, 3, 9, 3)),
+    "facebook/convnext-small-224": ((96, 192, 384, 768), (3, 3, 27, 3)),
+    "facebook/convnext-base-224": ((128, 256, 512, 1024), (3, 3, 27, 3)),
+}
 
 
 def _family(pretrained: str) -> str:
-    """The model family, which the published code reads out of the name of the weights' file, in this order."""
+    """The model family, which the published code reads out of the name of the weights' file."""
     for mark, family in (
         ("deit", "deit"),
         ("beit", "beit"),
@@ -42,33 +47,60 @@ def _windows(config: Mapping[str, Any]) -> list[int | None]:
     return [size if on else None for on, size in zip(windowed, sizes, strict=True)]
 
 
+def _build_convnext(config: Mapping[str, Any]) -> ConvNeXtBranch:
+    name = config["pretrained"]
+    if name not in _CONVNEXTS:
+        raise ValueError(f"unknown ConvNeXt {name!r}: expected one of {list(_CONVNEXTS)}")
+    dims, depths = _CONVNEXTS[name]
+    return ConvNeXtBranch(dims=dims, depths=depths, drop_path_rate=config.get("drop_path_rate", 0.0))
+
+
+def _common(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings that all transformers have."""
+    return {
+        "embed_dim": config["embed_dim"],
+        "depth": config["depth"],
+        "num_heads": config["num_heads"],
+        "patch_size": config.get("patch_size", 16),
+        "mlp_ratio": config.get("mlp_ratio", 4),
+        "drop_path_rate": config.get("drop_path_rate", 0.0),
+    }
+
+
 def build_branch(config: Mapping[str, Any], family: str | None = None) -> Branch:
     """Build a branch from its published settings.
 
     Args:
         config: a ``branchJ`` dict of a published configuration.
-        family: "deit" or "intern" (MAE, DINOv2, AugReg, InternViT); None reads it from
-            ``config["pretrained"]`` as the published code does.
+        family: "deit", "beit", "perceiver", "convnext" or "intern" (MAE, DINOv2, AugReg, InternViT); None
+            reads it from ``config["pretrained"]`` as the published code does.
 
     Raises:
-        ValueError: for a family that is not built here.
+        ValueError: for another family, or an unknown ConvNeXt.
     """
     family = family or _family(str(config.get("pretrained") or ""))
+    if family == "convnext":
+        return _build_convnext(config)
+    if family == "beit":
+        sizes = [size for size in _windows(config) if size is not None]
+        return BEiTBranch(**_common(config), window_sizes=sizes, layer_scale=config.get("init_values"))
+    if family == "perceiver":
+        pretrain_size = config.get("pretrain_img_size", 224)
+        return UniPerceiverBranch(
+            **_common(config), window_sizes=_windows(config), pretrain_image_size=pretrain_size
+        )
     if family not in ("deit", "intern"):
-        raise ValueError(f"branches of the family {family!r} cannot be built: expected 'deit' or 'intern'")
+        raise ValueError(
+            f"unknown model family {family!r}: expected 'deit', 'beit', 'perceiver', 'convnext' or 'intern'"
+        )
     is_intern = family == "intern"
     fused = "fused_mlp" in (config.get("mlp_type"), config.get("Mlp_block"))
     return ViTBranch(
-        embed_dim=config["embed_dim"],
-        depth=config["depth"],
-        num_heads=config["num_heads"],
-        patch_size=config.get("patch_size", 16),
-        mlp_ratio=config.get("mlp_ratio", 4),
+        **_common(config),
         qkv_bias=config.get("qkv_bias", True),
         pretrain_image_size=config.get("pretrain_img_size", 224),
         window_sizes=_windows(config),
         pad_before_qkv=is_intern or config.get("use_flash_attn", True),
-        drop_path_rate=config.get("drop_path_rate", 0.0),
         drop_path_schedule="linear" if is_intern else "constant",
         layer_scale=config.get("init_values" if is_intern else "init_scale", 1.0),
         norm="rms_norm"
@@ -86,9 +118,15 @@ def _stages(config: Mapping[str, Any]) -> list[Stage]:
 
 def _build_single(config: Mapping[str, Any]) -> PyramidBackbone:
     branch = build_branch(config, _SINGLE[config["type"]])
-    piip = PIIP([branch], [config.get("real_size", 1024)], num_interactions=0, merge="identity")
-    dim = config["embed_dim"]
-    return PyramidBackbone(piip, DeconvPyramid((dim, dim), norm="layer"))
+    size = config.get("real_size", 1024)
+    if isinstance(branch, ConvNeXtBranch):
+        stages = [branch.stage_blocks()]
+        piip = PIIP(
+            [branch], [size], num_interactions=0, stages=stages, merge="identity", tap_stages=(0, 1, 2)
+        )
+    else:
+        piip = PIIP([branch], [size], num_interactions=0, merge="identity")
+    return PyramidBackbone(piip, published_pyramid(piip, norm="layer"))
 
 
 def build_backbone(config: Mapping[str, Any], *, replicate_branch4_bug: bool = False) -> PyramidBackbone:
@@ -96,7 +134,7 @@ def build_backbone(config: Mapping[str, Any], *, replicate_branch4_bug: bool = F
 
     Args:
         config: the published settings, ``type`` one of PIIPTwoBranch, PIIPThreeBranch, PIIPFourBranch,
-            vit_models and InternViT6B.
+            vit_models, InternViT6B and ConvNextHFWrapper.
         replicate_branch4_bug: build the fourth branch from the settings of the third, as the published code
             does (SPEC fact 14); its image size remains its own. False builds what the configuration says.
 
@@ -141,9 +179,8 @@ def build_backbone(config: Mapping[str, Any], *, replicate_branch4_bug: bool = F
         tap_stages=() if with_simple_fpn else config["out_interaction_indexes"],
     )
     is_dino = config.get("is_dino", False)
-    channels = piip.pyramid_channels()
-    pyramid = DeconvPyramid(
-        (channels[0], channels[1]),
+    pyramid = published_pyramid(
+        piip,
         outputs=("f2", "f3", "f4") if is_dino else ("f1", "f2", "f3", "f4"),
         extra=("f1",) if is_dino and count == 3 else (),
     )

@@ -19,7 +19,7 @@ class Branch(nn.Module, ABC):
     them as they are.
     """
 
-    blocks: nn.ModuleList
+    blocks: nn.ModuleList | list[nn.Module]
 
     def __init__(self) -> None:
         super().__init__()

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from timm.layers import PatchEmbed
-from timm.models.vision_transformer import Block
+from timm.models.vision_transformer import Block, LayerScale
 from torch import Tensor, nn
 
 from ..numerics import at_least_float32
@@ -18,10 +18,7 @@ from .base import Branch
 
 __all__ = ["ViTBranch"]
 
-_NORMS: dict[str, Callable[[int], nn.Module]] = {
-    "layer_norm": partial(nn.LayerNorm, eps=1e-6),
-    "rms_norm": partial(nn.RMSNorm, eps=1e-6),
-}
+_NORMS: dict[str, Callable[..., nn.Module]] = {"layer_norm": nn.LayerNorm, "rms_norm": nn.RMSNorm}
 _ACTIVATIONS = {"gelu": nn.GELU, "gelu_tanh": partial(nn.GELU, approximate="tanh")}
 
 
@@ -40,9 +37,13 @@ def per_block(
 class MapBlock(Block):
     """timm's transformer block on a token map ``(B, h, w, C)``, with the attention it is given."""
 
-    def __init__(self, dim: int, attention: TokenMapAttention, **options: Any) -> None:
+    def __init__(
+        self, dim: int, attention: TokenMapAttention, *, layer_scale: float | None, **options: Any
+    ) -> None:
         super().__init__(dim, attention.num_heads, **options)
         self.attn = attention
+        if layer_scale is not None:  # timm builds none for 0, with which Uni-Perceiver starts
+            self.ls1, self.ls2 = LayerScale(dim, layer_scale), LayerScale(dim, layer_scale)
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.drop_path1(self.ls1(self.attn(self.norm1(x))))
@@ -59,7 +60,8 @@ class ViTBranch(Branch):
         embed_dim, depth, num_heads, mlp_ratio, qkv_bias: the usual sizes.
         patch_size: side of a patch in pixels.
         pretrain_image_size: side of the image the position embedding was trained for; its grid has
-            ``pretrain_image_size // patch_size`` rows and is resized, bicubically, at each forward pass.
+            ``pretrain_image_size // patch_size`` rows and is resized, bicubically, at each forward pass. None
+            for a model without.
         window_sizes: side of the attention windows in tokens: one for all blocks, or a list with one entry a
             block. None stands for global attention.
         pad_before_qkv: what window padding is, see :class:`TokenMapAttention`.
@@ -67,7 +69,8 @@ class ViTBranch(Branch):
         drop_path_schedule: "constant" over depth (the published DeiT branches) or "linear" from 0 to the
             rate.
         layer_scale: initial value of the per-channel residual scale; None builds none.
-        norm: "layer_norm" or "rms_norm", eps 1e-6.
+        norm: "layer_norm" or "rms_norm".
+        norm_eps: their eps.
         qk_norm: normalise queries and keys over all heads together (InternViT-6B).
         activation: "gelu", or "gelu_tanh" for its tanh approximation (the published fused MLP).
         pos_embed_has_cls: keep the (unused) class-token row of the position embedding, as the checkpoints of
@@ -75,6 +78,8 @@ class ViTBranch(Branch):
         weight_init: "trunc_normal" of 0.02 for every matrix of the blocks, as in timm, or "xavier" (uniform),
             which learns faster where a narrow branch starts from nothing.
     """
+
+    attention_class: type[TokenMapAttention] = TokenMapAttention
 
     def __init__(
         self,
@@ -85,20 +90,21 @@ class ViTBranch(Branch):
         patch_size: int = 16,
         mlp_ratio: float = 4.0,
         qkv_bias: bool = True,
-        pretrain_image_size: int = 224,
+        pretrain_image_size: int | None = 224,
         window_sizes: int | Sequence[int | None] | None = None,
         pad_before_qkv: bool = True,
         drop_path_rate: float = 0.0,
         drop_path_schedule: Literal["constant", "linear"] = "constant",
         layer_scale: float | None = 1.0,
         norm: Literal["layer_norm", "rms_norm"] = "layer_norm",
+        norm_eps: float = 1e-6,
         qk_norm: bool = False,
         activation: Literal["gelu", "gelu_tanh"] = "gelu",
         pos_embed_has_cls: bool = False,
         weight_init: Literal["trunc_normal", "xavier"] = "trunc_normal",
     ) -> None:
         super().__init__()
-        if pretrain_image_size < patch_size:
+        if pretrain_image_size is not None and pretrain_image_size < patch_size:
             raise ValueError(
                 f"pretrain_image_size {pretrain_image_size} is smaller than one patch of {patch_size} px: "
                 "the position embedding would have no token"
@@ -108,19 +114,21 @@ class ViTBranch(Branch):
         self.patch_embed = PatchEmbed(
             img_size=None, patch_size=patch_size, embed_dim=embed_dim, flatten=False, strict_img_size=False
         )
-        grid = pretrain_image_size // patch_size
         self.num_prefix_tokens = int(pos_embed_has_cls)
-        self.pos_embed = nn.Parameter(torch.zeros(1, self.num_prefix_tokens + grid * grid, embed_dim))
-        self.pos_embed_grid = grid
+        self.pos_embed: nn.Parameter | None = None
+        if pretrain_image_size is not None:
+            grid = pretrain_image_size // patch_size
+            self.pos_embed = nn.Parameter(torch.zeros(1, self.num_prefix_tokens + grid * grid, embed_dim))
+            self.pos_embed_grid = grid
 
-        norm_layer = _NORMS[norm]
+        norm_layer = partial(_NORMS[norm], eps=norm_eps)
         if drop_path_schedule == "linear":
             drop_path_rates = torch.linspace(0, drop_path_rate, depth, device="cpu").tolist()
         else:
             drop_path_rates = [drop_path_rate] * depth
         self.blocks = nn.ModuleList()
         for rate, window_size in zip(drop_path_rates, per_block(window_sizes, depth), strict=True):
-            attention = TokenMapAttention(
+            attention = self.attention_class(
                 embed_dim,
                 num_heads,
                 qkv_bias=qkv_bias,
@@ -132,7 +140,7 @@ class ViTBranch(Branch):
                 embed_dim,
                 attention,
                 mlp_ratio=mlp_ratio,
-                init_values=layer_scale,
+                layer_scale=layer_scale,
                 drop_path=rate,
                 norm_layer=norm_layer,
                 act_layer=_ACTIVATIONS[activation],
@@ -142,8 +150,9 @@ class ViTBranch(Branch):
 
     def reset_parameters(self, weight_init: Literal["trunc_normal", "xavier"]) -> None:
         """Initialise as the class says; biases are zero."""
-        nn.init.trunc_normal_(self.pos_embed, std=0.02)
-        for module in self.blocks.modules():
+        if self.pos_embed is not None:
+            nn.init.trunc_normal_(self.pos_embed, std=0.02)
+        for module in (module for block in self.blocks for module in block.modules()):
             if isinstance(module, nn.Linear):
                 if weight_init == "xavier":
                     nn.init.xavier_uniform_(module.weight)
@@ -163,13 +172,15 @@ class ViTBranch(Branch):
         return self._patch_size
 
     def position_embedding(self, height: int, width: int) -> Tensor:
-        """The position embedding for a map of the given size, ``(1, height, width, C)``.
+        """The position embedding (there is one) for a map of the given size, ``(1, height, width, C)``.
 
         Plain bicubic (no antialiasing), in at least float32, as the published models do it at every forward
         pass.
         """
+        assert self.pos_embed is not None
         grid = self.pos_embed_grid
-        table = self.pos_embed[:, self.num_prefix_tokens :].reshape(1, grid, grid, -1)
+        table = self.pos_embed.reshape(1, -1, self.embed_dim)[:, self.num_prefix_tokens :]
+        table = table.reshape(1, grid, grid, -1)
         if (height, width) == (grid, grid):
             return table
         resized = F.interpolate(
@@ -184,4 +195,4 @@ class ViTBranch(Branch):
         # timm's patch embedding returns (B, C, h, w); a remainder smaller than a patch is dropped by its
         # convolution
         x = self.patch_embed(image).permute(0, 2, 3, 1)
-        return x + self.position_embedding(x.shape[1], x.shape[2])
+        return x if self.pos_embed is None else x + self.position_embedding(x.shape[1], x.shape[2])

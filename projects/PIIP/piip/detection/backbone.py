@@ -13,7 +13,7 @@ from detectron2.modeling.backbone.fpn import LastLevelMaxPool
 from torch import Tensor, nn
 
 from ..backbone import PIIP
-from ..neck import LEVELS, DeconvPyramid, PyramidBackbone
+from ..neck import LEVELS, PyramidBackbone, published_pyramid
 
 __all__ = ["MergedMapBackbone", "ReleasedFPN", "ReleasedPyramidBackbone", "SimplePyramid", "piip_backbone"]
 
@@ -37,9 +37,9 @@ class ReleasedPyramidBackbone(PyramidBackbone, Backbone):
     """The backbone of the released detectors, "f1" to "f4", at strides 4 to 32."""
 
     def output_shape(self) -> dict[str, ShapeSpec]:
-        scales = dict(zip(LEVELS, (0.25, 0.5, 1, 2), strict=True))
+        strides = self.level_strides()
         return {
-            level: ShapeSpec(channels=channels, stride=int(self.piip.stride * scales[level]))
+            level: ShapeSpec(channels=channels, stride=strides[level])
             for level, channels in self.level_channels().items()
         }
 
@@ -134,10 +134,7 @@ def piip_backbone(
         ValueError: for an unknown neck.
     """
     if neck == "released":
-        channels = piip.pyramid_channels()
-        bottom_up = ReleasedPyramidBackbone(
-            piip, DeconvPyramid((channels[0], channels[1]), norm=pyramid_norm)
-        )
+        bottom_up = ReleasedPyramidBackbone(piip, published_pyramid(piip, norm=pyramid_norm))
         backbone = ReleasedFPN(
             bottom_up,
             list(LEVELS),
