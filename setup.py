@@ -42,7 +42,7 @@ def extension(cuda: bool) -> Extension:
         return CppExtension(
             "piip_ops._C", sources, extra_compile_args=CXX_FLAGS, extra_link_args=["-fopenmp"]
         )
-    return CUDAExtension(
+    built = CUDAExtension(
         "piip_ops._C",
         sources + sorted(str(path) for path in SOURCES.glob("cuda/*.cu")),
         include_dirs=cuda_include_dirs(),
@@ -50,6 +50,9 @@ def extension(cuda: bool) -> Extension:
         extra_compile_args={"cxx": CXX_FLAGS, "nvcc": NVCC_FLAGS},
         extra_link_args=["-fopenmp"],
     )
+    # PyTorch brings the CUDA runtime along; a toolkit need not have one to link to.
+    built.libraries.remove("cudart")
+    return built
 
 
 class BuildWhatBuilds(BuildExtension):

@@ -81,20 +81,28 @@ void scatter(const BackwardScratch<Acc>& scratch, int64_t count, int64_t channel
     Acc* dots = scratch.dots + corner * padded;
     for (int64_t block = 0; block < padded; block += lanes) {
       V products[lanes];
+      // Heads by turns: the points of one head often share corners, and adding to the same place twice in a
+      // row would wait for the first sum to arrive in memory.
+      constexpr int heads_in_block = known_per_head && lanes > known_per_head ? lanes / known_per_head : 1;
+#pragma GCC unroll 16
       for (int i = 0; i < lanes; ++i) {
-        const int64_t n = block + i;
-        products[i] = V{};
-        if (!known_per_head && n >= count) continue;
-        const int64_t head = known_per_head ? n / known_per_head : scratch.plan.head[n];
-        const Acc* g = grad_out + head * width;
-        Acc* value = rows + offset[n] + head * 2 * width;
-        Acc* grad = value + width;
-        const V w = V{} + weight[n];
-        for (int v = 0; v < vectors; ++v) {
-          const V gv = load<V>(g + v * lanes);
-          products[i] += gv * load<V>(value + v * lanes);
-          store(grad + v * lanes, load<V>(grad + v * lanes) + w * gv);
+        const int lane = heads_in_block > 1 ? i % heads_in_block * known_per_head + i / heads_in_block : i;
+        const int64_t n = block + lane;
+        V product{};
+        if (known_per_head || n < count) {
+          const int64_t head = known_per_head ? n / known_per_head : scratch.plan.head[n];
+          const Acc* g = grad_out + head * width;
+          Acc* value = rows + offset[n] + head * 2 * width;
+          Acc* grad = value + width;
+          const V w = V{} + weight[n];
+#pragma GCC unroll 4
+          for (int v = 0; v < vectors; ++v) {
+            const V gv = load<V>(g + v * lanes);
+            product += gv * load<V>(value + v * lanes);
+            store(grad + v * lanes, load<V>(grad + v * lanes) + w * gv);
+          }
         }
+        products[lane] = product;
       }
       const V sums = sum_each<Acc, lanes>(products);
       store(dots + block, channel == 0 ? sums : load<V>(dots + block) + sums);

@@ -34,7 +34,9 @@ void gather(const ForwardScratch<Acc>& scratch, int64_t queries, int64_t head, c
     const int32_t* offset = scratch.points[q].offset + head * per_head;
     const Acc* weight = scratch.points[q].weight + head * per_head;
     V sum[chains][vectors] = {};
+#pragma GCC unroll 4
     for (int corner = 0; corner < 4; ++corner) {
+#pragma GCC unroll 4
       for (int64_t i = 0; i < per_head; ++i) {
         const S* row = base + offset[corner * padded + i];
         const V w = V{} + weight[corner * padded + i];

@@ -1,0 +1,189 @@
+"""Times the operators against their reference, side by side in one process: ``tools/benchmark.py ops``."""
+
+import argparse
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from . import (
+    build_info,
+    deform_cross_attn,
+    deform_cross_attn_reference,
+    ms_deform_attn,
+    ms_deform_attn_reference,
+)
+
+HEADS, POINTS = 16, 4
+DETR_SHAPES = [(100, 134), (50, 67), (25, 34), (13, 17)]
+# By default glibc returns freed pages to the system, and whoever runs after the reference pays for fetching
+# them again: with these the heap stays warm, as it does in a model that runs for a while.
+HEAP_SETTINGS = {
+    "MALLOC_MMAP_THRESHOLD_": str(1 << 30),
+    "MALLOC_TRIM_THRESHOLD_": str(1 << 32),
+    "MALLOC_TOP_PAD_": str(1 << 28),
+}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One call of an operator: a query grid that looks at value maps."""
+
+    name: str
+    query_size: int  # height and width of the query grid; 0: one query for every position of the maps
+    shapes: list[tuple[int, int]]
+    heads: int
+    channels: int
+
+    @property
+    def queries(self) -> int:
+        return self.query_size**2 or self.length
+
+    @property
+    def length(self) -> int:
+        return sum(height * width for height, width in self.shapes)
+
+
+def _cross(name: str, query_size: int, value_size: int, dim: int) -> Case:
+    # SPEC: value channels are half the query branch's width
+    return Case(name, query_size, [(value_size, value_size)], HEADS, dim // 2 // HEADS)
+
+
+CASES = [
+    _cross("TSB 1120/896/448, B looks at S", 28, 56, 768),
+    _cross("TSB 1120/896/448, S looks at B", 56, 28, 384),
+    _cross("TSB 1120/896/448, S looks at T", 56, 70, 384),
+    _cross("TSB 1120/896/448, T looks at S", 70, 56, 192),
+    _cross("SBL 1568/1120/672, L looks at B", 42, 70, 1024),
+    _cross("SBL 1568/1120/672, B looks at L", 70, 42, 768),
+    _cross("SBL 1568/1120/672, B looks at S", 70, 98, 768),
+    _cross("SBL 1568/1120/672, S looks at B", 98, 70, 384),
+    Case("DETR encoder, 4 levels", 0, DETR_SHAPES, 8, 32),
+]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--dtype", nargs="+", default=["float32", "bfloat16"], choices=sorted(DTYPES))
+    parser.add_argument("--batch", nargs="+", type=int, default=[1], help="images in a call")
+    parser.add_argument("--threads", type=int, default=2, help="of the CPU")
+    parser.add_argument("--runs", type=int, default=9, help="timed calls, whose median counts")
+    parser.add_argument("--only", default="", help="cases whose name contains this")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Print the protocol and a table of medians in milliseconds."""
+    if any(os.environ.get(name) != value for name, value in HEAP_SETTINGS.items()):
+        # glibc reads them when the process starts
+        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, **HEAP_SETTINGS})
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(0)
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {build_info()}")
+    if args.device == "cuda":
+        print(f"{torch.cuda.get_device_name()}, copy bandwidth {_copy_bandwidth() / 1e9:.0f} GB/s")
+    settings = " ".join(f"{name}={value}" for name, value in HEAP_SETTINGS.items())
+    print(
+        f"{settings}; median of {args.runs} calls after a throwaway one; offsets of 2 px standard deviation;"
+    )
+    print("the reference runs in float32 whatever the type of the tensors; times in ms")
+    header = f"{'case':32} {'B':>2} {'dtype':9} {'reference':>9} {'operator':>9} {'ratio':>6}"
+    print(
+        f"{header}  {'ref f+b':>9} {'op f+b':>9} {'ratio':>6}  load"
+        + ("   GB/s" if args.device == "cuda" else "")
+    )
+    for case in CASES:
+        if args.only not in case.name:
+            continue
+        for batch in args.batch:
+            for dtype in args.dtype:
+                print(_row(case, batch, dtype, args), flush=True)
+
+
+def _row(case: Case, batch: int, dtype: str, args: argparse.Namespace) -> str:
+    inputs = _inputs(case, batch, DTYPES[dtype], args.device)
+    cross = case.query_size > 0
+    operator, reference = _call(case, cross, True), _call(case, cross, False)
+    forward = [_median(partial(_forward, attend, inputs), args) for attend in (reference, operator)]
+    backward = [_median(partial(_forward_backward, attend, inputs), args) for attend in (reference, operator)]
+    row = f"{case.name:32} {batch:2} {dtype:9}"
+    for slow, fast in (forward, backward):
+        row += f" {slow * 1e3:9.3f} {fast * 1e3:9.3f} {slow / fast:6.1f} "
+    row += f" {os.getloadavg()[0]:4.1f}"
+    if args.device == "cuda":
+        with torch.no_grad():
+            moved = sum(t.numel() * t.element_size() for t in (*inputs, operator(*inputs)))
+        row += f" {moved / forward[1] / 1e9:6.0f}"
+    return row
+
+
+def _inputs(case: Case, batch: int, dtype: torch.dtype, device: str) -> tuple[Tensor, Tensor, Tensor]:
+    queries, levels = case.queries, len(case.shapes)
+    value = torch.randn(batch, case.length, case.heads, case.channels, device=device)
+    offsets = 2 * torch.randn(batch, queries, case.heads, levels, POINTS, 2, device=device)
+    logits = torch.randn(batch, queries, case.heads, levels, POINTS, device=device)
+    if case.query_size:
+        return value.to(dtype), offsets.squeeze(3).to(dtype), logits.squeeze(3).to(dtype)
+    sizes = torch.tensor(case.shapes, device=device).flip(1)  # (levels, 2): width, height
+    centres = [
+        torch.stack(torch.meshgrid(torch.arange(w) / w, torch.arange(h) / h, indexing="xy"), -1).reshape(
+            -1, 2
+        )
+        for h, w in case.shapes
+    ]
+    locations = torch.cat(centres).to(device).view(1, -1, 1, 1, 1, 2) + (offsets + 0.5) / sizes.view(-1, 1, 2)
+    weights = logits.flatten(3).softmax(-1).view_as(logits)
+    return value.to(dtype), locations, weights.to(locations.dtype)
+
+
+def _call(case: Case, cross: bool, operator: bool) -> Callable[..., Tensor]:
+    if cross:
+        attend = deform_cross_attn if operator else deform_cross_attn_reference
+        query_shape = (case.query_size, case.query_size)
+        return lambda value, offsets, logits: attend(value, offsets, logits, query_shape, case.shapes[0])
+    sample = ms_deform_attn if operator else ms_deform_attn_reference
+    return lambda value, locations, weights: sample(value, case.shapes, locations, weights)
+
+
+def _forward(attend: Callable[..., Tensor], inputs: tuple[Tensor, ...]) -> None:
+    with torch.no_grad():
+        attend(*inputs)
+
+
+def _forward_backward(attend: Callable[..., Tensor], inputs: tuple[Tensor, ...]) -> None:
+    leaves = [t.detach().requires_grad_() for t in inputs]
+    out = attend(*leaves)
+    torch.autograd.grad(out, leaves, torch.ones_like(out))
+
+
+def _median(call: Callable[[], None], args: argparse.Namespace) -> float:
+    call()
+    times = []
+    for _ in range(args.runs):
+        start = _now(args.device)
+        call()
+        times.append(_now(args.device) - start)
+    return statistics.median(times)
+
+
+def _now(device: str) -> float:
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def _copy_bandwidth() -> float:
+    """Bytes read and written a second by a copy of 1 GiB on the GPU."""
+    source = torch.empty(1 << 30, dtype=torch.uint8, device="cuda")
+    target = torch.empty_like(source)
+    target.copy_(source)
+    start = _now("cuda")
+    for _ in range(10):
+        target.copy_(source)
+    return 20 * source.numel() / (_now("cuda") - start)

@@ -1,0 +1,191 @@
+"""The operators compute what the published code computed, and what their reference computes."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from piip_ops import deform_cross_attn, deform_cross_attn_reference, ms_deform_attn, ms_deform_attn_reference
+
+from .cases import CHANNELS, away_from_integers, cross_inputs, error, ms_inputs, out_and_grads
+
+FIXTURES = sorted(Path(__file__).parent.joinpath("fixtures").glob("*.npz"))
+# Of the largest value. Half precision: the roundings of output, gradient and cotangent (2^-9 and 2^-12 each,
+# half a unit in the last place); everything else happens in float32. Float32: 24 bits of a position.
+TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5, torch.bfloat16: 2**-8, torch.float16: 2**-11}
+
+
+@pytest.mark.parametrize("path", FIXTURES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("function", [ms_deform_attn, ms_deform_attn_reference])
+def test_published_numbers(path, function):
+    data = {name: torch.from_numpy(array) for name, array in np.load(path).items()}
+    names = ("value", "sampling_locations", "attention_weights")
+    leaves = [data[name].requires_grad_() for name in names]
+    out = function(leaves[0], data["spatial_shapes"].tolist(), *leaves[1:])
+    grads = torch.autograd.grad(out, leaves, data["grad_output"])
+    torch.testing.assert_close(out, data["output"], rtol=0, atol=1e-10)
+    for name, grad in zip(names, grads, strict=True):
+        torch.testing.assert_close(grad, data[f"grad_{name}"], rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize(("heads", "points"), [(4, 4), (16, 4), (5, 3), (6, 8)])
+@pytest.mark.parametrize("channels", CHANNELS)
+def test_cross_matches_float64_reference(channels, heads, points, dtype):
+    shapes = {"query_shape": (5, 7), "value_shape": (6, 4)}
+    inputs = cross_inputs(heads=heads, channels=channels, points=points, dtype=dtype, **shapes)
+    actual = out_and_grads(lambda *x: deform_cross_attn(*x, **shapes), inputs)
+    expected = out_and_grads(
+        lambda *x: deform_cross_attn_reference(*x, **shapes), [t.double() for t in inputs]
+    )
+    # rounding to a grid puts half-precision offsets exactly on pixel centres, where both choose the same side
+    for a, e in zip(actual, expected, strict=True):
+        assert a.dtype == dtype
+        assert error(a, e) < TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("shapes", [[(6, 4)], [(1, 1)], [(6, 4), (3, 2), (1, 1)], [(2, 9)] * 4])
+@pytest.mark.parametrize("channels", [3, 12, 32, 40])
+def test_levels_match_float64_reference(channels, shapes, dtype):
+    value, locations, weights = ms_inputs(shapes=shapes, channels=channels, heads=8)
+    sizes = torch.tensor(shapes).flip(1).view(-1, 1, 2)
+    locations = (away_from_integers(locations * sizes - 0.5, 1e-4) + 0.5) / sizes
+    # positions in half precision would be a different computation: they stay in float32
+    half = dtype in (torch.bfloat16, torch.float16)
+    wide = torch.float32 if half else dtype
+    inputs = [value.to(dtype), locations.to(wide), weights.to(wide)]
+    actual = out_and_grads(lambda v, *x: ms_deform_attn(v, shapes, *x), inputs)
+    cotangent_rounding = 2 if half else 1  # the cotangent is rounded to the output's type as well
+    expected = out_and_grads(
+        lambda v, *x: ms_deform_attn_reference(v, shapes, *x), [t.double() for t in inputs]
+    )
+    for a, e in zip(actual, expected, strict=True):
+        assert error(a, e) < cotangent_rounding * TOLERANCE[dtype]
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    batch=st.integers(0, 3),
+    query_shape=st.tuples(st.integers(0, 6), st.integers(1, 6)),
+    value_shape=st.tuples(st.integers(1, 7), st.integers(1, 7)),
+    heads=st.integers(1, 9),
+    channels=st.integers(1, 37),
+    points=st.integers(1, 6),
+    seed=st.integers(0, 99),
+)
+def test_any_shape(batch, query_shape, value_shape, heads, channels, points, seed):
+    inputs = cross_inputs(batch, query_shape, value_shape, heads, channels, points, seed=seed)
+    actual = out_and_grads(lambda *x: deform_cross_attn(*x, query_shape, value_shape), inputs)
+    expected = out_and_grads(lambda *x: deform_cross_attn_reference(*x, query_shape, value_shape), inputs)
+    for a, e in zip(actual, expected, strict=True):
+        assert a.shape == e.shape
+        assert error(a, e) < 1e-10
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    batch=st.integers(0, 2),
+    queries=st.integers(0, 19),
+    shapes=st.lists(st.tuples(st.integers(1, 6), st.integers(1, 6)), min_size=1, max_size=5),
+    heads=st.integers(1, 9),
+    channels=st.integers(1, 37),
+    points=st.integers(1, 5),
+    seed=st.integers(0, 99),
+)
+def test_any_levels(batch, queries, shapes, heads, channels, points, seed):
+    inputs = ms_inputs(batch, queries, shapes, heads, channels, points, seed=seed)
+    actual = out_and_grads(lambda v, *x: ms_deform_attn(v, shapes, *x), inputs)
+    expected = out_and_grads(lambda v, *x: ms_deform_attn_reference(v, shapes, *x), inputs)
+    for a, e in zip(actual, expected, strict=True):
+        assert a.shape == e.shape
+        assert error(a, e) < 1e-10
+
+
+@pytest.mark.parametrize("channels", CHANNELS)
+def test_gradcheck(channels):
+    query_shape, value_shape = (3, 1), (3, 2)
+    value, offsets, logits = cross_inputs(1, query_shape, value_shape, heads=2, channels=channels, points=2)
+    scale = torch.tensor([value_shape[1] / query_shape[1], value_shape[0] / query_shape[0]])
+    cells = torch.tensor([[0.5, i + 0.5] for i in range(3)]).view(1, 3, 1, 1, 2) * scale - 0.5
+    offsets = away_from_integers(cells + offsets, 1e-2) - cells
+    inputs = [t.double().requires_grad_() for t in (value, offsets, logits)]
+    torch.autograd.gradcheck(lambda *x: deform_cross_attn(*x, query_shape, value_shape), inputs)
+
+
+@pytest.mark.parametrize("position", [-3.0, -1.0, -0.5, 0.0, 3.0, 3.5, 4.0, 9.0, 1e30, -1e30])
+def test_borders(position):
+    """On a map of ones the output is the share of the pixel square around a position that covers the map."""
+    value = torch.ones(1, 4, 1, 3, dtype=torch.float64)
+    location = torch.tensor([(position + 0.5) / 4, 0.5], dtype=torch.float64).view(1, 1, 1, 1, 1, 2)
+    out = ms_deform_attn(value, [(1, 4)], location, torch.ones(1, 1, 1, 1, 1, dtype=torch.float64))
+    share = max(0.0, min(1.0, position + 1, 4 - position))
+    torch.testing.assert_close(out, torch.full_like(out, share))
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf"), 1e30, -1e30])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_bad_positions_sample_zeros_and_leave_the_rest_alone(bad, dtype):
+    shapes = {"query_shape": (4, 5), "value_shape": (6, 4)}
+    value, offsets, logits = cross_inputs(dtype=dtype, **shapes)
+    clean = out_and_grads(lambda *x: deform_cross_attn(*x, **shapes), (value, offsets, logits))
+    spoiled_offsets = offsets.clone()
+    spoiled_offsets[:, 7] = bad
+    spoiled = out_and_grads(lambda *x: deform_cross_attn(*x, **shapes), (value, spoiled_offsets, logits))
+    others = [i for i in range(20) if i != 7]
+    for index in (0, 2, 3):
+        torch.testing.assert_close(spoiled[index][:, others], clean[index][:, others], rtol=0, atol=0)
+    assert not spoiled[0][:, 7].any()
+    assert spoiled[1].isfinite().all()
+
+
+def test_threads_do_not_change_the_result():
+    shapes = {"query_shape": (9, 8), "value_shape": (7, 7)}
+    inputs = cross_inputs(heads=16, dtype=torch.float32, **shapes)
+    threads = torch.get_num_threads()
+    results = []
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            results.append(out_and_grads(lambda *x: deform_cross_attn(*x, **shapes), inputs))
+    finally:
+        torch.set_num_threads(threads)
+    for other in results[1:]:
+        for a, b in zip(results[0], other, strict=True):
+            assert torch.equal(a, b)
+
+
+def test_strided_and_expanded_inputs():
+    query_shape, value_shape = (5, 7), (6, 4)
+    value, offsets, logits = cross_inputs(heads=4, channels=6)
+    joined = torch.cat([value.flatten(2), offsets.flatten(2).new_zeros(2, 24, 5)], -1)
+    both = torch.cat([offsets.flatten(2), logits.flatten(2)], -1)
+    views = [
+        joined[..., :24].view(2, 24, 4, 6),
+        both[..., :32].view(2, 35, 4, 4, 2),
+        both[..., 32:].view(2, 35, 4, 4),
+    ]
+    assert not any(view.is_contiguous() for view in views)
+    expected = out_and_grads(lambda *x: deform_cross_attn_reference(*x, query_shape, value_shape), views)
+    leaves = [view.requires_grad_() for view in views]
+    out = deform_cross_attn(*leaves, query_shape, value_shape)
+    assert error(out, expected[0]) < 1e-10
+    expanded = [
+        value[:1].expand(2, -1, -1, -1),
+        offsets[:, :1].expand(-1, 35, -1, -1, -1),
+        logits.mT.contiguous().mT,
+    ]
+    actual = deform_cross_attn(*expanded, query_shape, value_shape)
+    reference = deform_cross_attn_reference(*expanded, query_shape, value_shape)
+    assert error(actual, reference) < 1e-10
+
+
+def test_cotangent_may_be_expanded():
+    inputs = [t.requires_grad_() for t in cross_inputs()]
+    out = deform_cross_attn(*inputs, (5, 7), (6, 4))
+    expected = torch.autograd.grad(out, inputs, torch.ones_like(out), retain_graph=True)
+    for a, e in zip(torch.autograd.grad(out.sum(), inputs), expected, strict=True):
+        assert torch.equal(a, e)
