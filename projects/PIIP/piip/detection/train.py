@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterable
 from typing import Any
 
+import piip_ops
 import torch
 from detectron2.config import LazyConfig, instantiate
 from detectron2.engine import create_ddp_model, default_setup, default_writers, hooks
@@ -223,7 +224,8 @@ def main(args: argparse.Namespace) -> None:
     """What `tools/lazyconfig_train_net.py` does in each process, given Detectron2's default arguments."""
     cfg = LazyConfig.load(args.config_file)
     cfg = LazyConfig.apply_overrides(cfg, args.opts)
-    default_setup(cfg, args)
+    default_setup(cfg, args)  # logs Detectron2's environment report, which the next line completes
+    _logger.info("Attention operator: %s", ", ".join(f"{k}: {v}" for k, v in piip_ops.build_info().items()))
     if not args.eval_only:
         train(cfg, resume=args.resume)
         return
