@@ -16,7 +16,6 @@ import time
 from collections.abc import Iterable
 from typing import Any
 
-import piip_ops
 import torch
 from detectron2.config import LazyConfig, instantiate
 from detectron2.engine import create_ddp_model, default_setup, default_writers, hooks
@@ -25,6 +24,8 @@ from detectron2.evaluation import inference_on_dataset, print_csv_format
 from detectron2.utils import comm
 from omegaconf import DictConfig
 from torch import nn
+
+import piip_ops
 
 from .checkpoint import Checkpointer
 from .data import TrainLoader, mix_seed, seed_all
