@@ -23,7 +23,19 @@ Path = tuple[str, ...]
 Locate = Callable[[Sequence[str], str | None], Path]
 """Where a module's cost belongs: (its name, split at the dots; the operator, None for parameters) -> path."""
 
+_RESIZES = {"upsample_bilinear2d", "upsample_bicubic2d"}
 _PRODUCTS = {"scaled_dot_product_attention", "matmul", "bmm", "einsum"}
+_ORDER = (
+    "resizing",
+    "branches",
+    "interactions",
+    "merge",
+    "backbone",
+    "neck",
+    "proposal_head",
+    "box_head",
+    "mask_head",
+)
 _BLOCK_PARTS = {
     "norm1": "attention_projections",
     "attn": "attention_projections",
@@ -41,7 +53,7 @@ def transformer_part(name: Sequence[str], operator: str | None) -> str:
     Norms and layer scales go with the attention or MLP they serve. Blocks of another make are "blocks".
     """
     if name[:1] != ["blocks"]:
-        return "patch_embed" if name[:1] in (["patch_embed"], ["pos_embed"]) else "other"
+        return "patch_embed" if name and "embed" in name[0] else "other"
     if name[2:3] == ["attn"] and operator in _PRODUCTS:
         return "attention_products"
     return _BLOCK_PARTS.get(name[2], "blocks") if len(name) > 2 else "blocks"
@@ -67,9 +79,17 @@ def piip_locator(piip: PIIP) -> Locate:
             return "interactions", f"unit_{name[3]}", _INJECTOR_PARTS.get(child, default)
         if name[:1] in (["merge"], ["taps"]):
             return ("merge",)
-        return ("resizing",)  # of the image, and of position embeddings
+        return neck_part(operator)
 
     return locate
+
+
+def neck_part(operator: str | None) -> Path:
+    """The part of what lies outside branches, interactions and merge.
+
+    Images and position embeddings are resized by functions, not by modules of their own; no neck resizes so.
+    """
+    return ("resizing",) if operator in _RESIZES else ("neck",)
 
 
 def collect(
@@ -98,7 +118,14 @@ def collect(
             report.total.add(locate(_split(name), operator), macs=macs)
     for name, parameter in model.named_parameters():
         report.total.add(locate(_split(name), None), params=parameter.numel())
+    parts = report.total.parts
+    report.total.parts = {part: parts[part] for part in sorted(parts, key=_place)}
     return report
+
+
+def _place(part: str) -> tuple[int, str]:
+    """Sorts parts in the order in which an image meets them."""
+    return (_ORDER.index(part), part) if part in _ORDER else (1, part)  # branch1, branch2, ...
 
 
 def _split(name: str) -> list[str]:
@@ -181,6 +208,6 @@ def actual_cost(
     model = _WithPyramid(piip, pyramid).eval()
 
     def locate_below(name: Sequence[str], operator: str | None) -> Path:
-        return locate(name[2:], operator) if name[:2] == ["body", "piip"] else ("neck",)
+        return locate(name[2:], operator) if name[:2] == ["body", "piip"] else neck_part(operator)
 
     return collect(model, count_operators(model, (image,)), locate_below, size, [])

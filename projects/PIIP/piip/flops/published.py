@@ -94,7 +94,7 @@ def published_cost(piip: PIIP, input_size: tuple[int, int] | None = None) -> Rep
         input_size: height and width in pixels; None for the square of its largest image size.
 
     Raises:
-        ValueError: a branch is not a plain vision transformer, or the input size is not a multiple of the
+        ValueError: a branch is no plain vision transformer, or the input size is not a multiple of the
             patch.
     """
     size = input_size or (max(piip.image_sizes),) * 2
@@ -102,9 +102,9 @@ def published_cost(piip: PIIP, input_size: tuple[int, int] | None = None) -> Rep
     total = Part()
     shapes = token_shapes(piip, size)
     for number, (branch, shape) in enumerate(zip(piip.branches, shapes, strict=True), start=1):
-        if not isinstance(branch, ViTBranch):
+        if type(branch) is not ViTBranch:  # nor for its subclasses, BEiT and Uni-Perceiver
             raise ValueError(
-                f"branch {number} is a {type(branch).__name__}: published accounting knows ViTBranch only, "
+                f"branch {number} is a {type(branch).__name__}: published accounting has no rule for it, "
                 "count the actual cost"
             )
         _extend(total, (f"branch{number}",), _branch(branch, piip.stages[number - 1], shape))

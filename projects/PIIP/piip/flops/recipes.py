@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..backbone import PIIP
-from ..branches import ViTBranch
+from ..branches import BEiTBranch, UniPerceiverBranch, ViTBranch
 from ..interaction import InteractionConfig, Link
 
 __all__ = ["VIT_SIZES", "CannotBuild", "build_row"]
@@ -29,7 +29,11 @@ _INTERN_PRETRAINING = {
     "DINOv2": ("SBL", 518),
     "DeiT III (S) + MAE (BL)": ("BL", 224),
 }
-_KNOWN_PRETRAINING = {*_INTERN_PRETRAINING, "DeiT III", None}
+_FAMILIES = {
+    "DeiT III (S) + Uni-Perceiver (BL)": UniPerceiverBranch,
+    "DeiT III (S) + BEiTv2 (BL)": BEiTBranch,
+}
+_KNOWN_PRETRAINING = {*_INTERN_PRETRAINING, *_FAMILIES, "DeiT III", None}
 
 _Windows = Sequence[int | None]
 _WINDOWS: dict[Any, Mapping[str, _Windows]] = {
@@ -61,11 +65,16 @@ def _branch(letter: str, windows: _Windows, pretraining: str | None) -> ViTBranc
     intern_letters, pretrain_size = _INTERN_PRETRAINING.get(pretraining or "", ("", 224))
     is_intern = letter in _INTERN or letter in intern_letters
     is_6b = letter == "6B"
+    sizes: dict[str, Any] = {
+        "embed_dim": dim,
+        "depth": depth,
+        "num_heads": heads,
+        "window_sizes": [windows[i % len(windows)] for i in range(depth)],
+    }
+    if pretraining in _FAMILIES and letter in "BL":
+        return _FAMILIES[pretraining](**sizes)
     return ViTBranch(
-        embed_dim=dim,
-        depth=depth,
-        num_heads=heads,
-        window_sizes=[windows[i % len(windows)] for i in range(depth)],
+        **sizes,
         pretrain_image_size=pretrain_size if letter in intern_letters else 224,
         pos_embed_has_cls=is_intern,
         norm="rms_norm" if is_6b else "layer_norm",

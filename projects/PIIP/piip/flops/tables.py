@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from functools import cache
 from importlib import resources
 from typing import Any
 
+from ..branches import ViTBranch
 from ..interaction import Link
 from ..neck import DeconvPyramid
 from .actual import actual_cost, attention_padding
@@ -26,8 +27,8 @@ _RELATIVE_TOLERANCE = 0.002
 
 @dataclass(frozen=True)
 class _Cost:
-    gflops: float
-    params_m: float
+    gflops: float | None  # None where the published accounting has no rule
+    params_m: float | None
     gflops_actual: float
     gflops_released_rules: float
     params_m_actual: float
@@ -157,13 +158,20 @@ def _count_once(row: str, options: str) -> _Cost:
         piip = build_row(json.loads(row), **json.loads(options))
         dim = piip.out_channels
         pyramid = DeconvPyramid((dim, dim), norm="group" if len(piip.branches) > 1 else "layer")
-    published = published_cost(piip).total
+    plain = all(type(branch) is ViTBranch for branch in piip.branches)
+    published = published_cost(piip).total if plain else None
     actual = actual_cost(piip, pyramid=pyramid)
     gflops = actual.total.gflops
     if len(piip.branches) > 1:
         gflops -= actual.total.parts["neck"].gflops
     padding = attention_padding(piip, actual.input_size) / 1e9
-    return _Cost(published.gflops, published.params_m, gflops, gflops - padding, actual.total.params_m)
+    return _Cost(
+        published.gflops if published else None,
+        published.params_m if published else None,
+        gflops,
+        gflops - padding,
+        actual.total.params_m,
+    )
 
 
 _Answer = tuple[_Cost, dict[str, Any], str | None]
@@ -195,14 +203,8 @@ def _directions(row: Mapping[str, Any]) -> _Answer:
 
 
 def _mean(costs: Sequence[_Cost]) -> _Cost:
-    count = len(costs)
-    return _Cost(
-        sum(cost.gflops for cost in costs) / count,
-        max(cost.params_m for cost in costs),
-        sum(cost.gflops_actual for cost in costs) / count,
-        sum(cost.gflops_released_rules for cost in costs) / count,
-        max(cost.params_m_actual for cost in costs),
-    )
+    """The cost of a model that is each of these in an equal share of its stages."""
+    return _Cost(*(sum(values) / len(costs) for values in zip(*map(astuple, costs), strict=True)))
 
 
 def _out_branches(row: Mapping[str, Any]) -> _Answer:

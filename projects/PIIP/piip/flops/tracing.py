@@ -28,7 +28,7 @@ __all__ = ["OperatorCounts", "build_on_meta", "count_operators"]
 _ELEMENTWISE = (
     "__mul__", "add", "add_", "alias", "avg_pool2d", "clone", "div", "div_", "exp", "gelu",
     "lift_fresh", "max_pool2d", "mean", "meshgrid", "mul", "mul_", "neg", "pad", "pow", "rms_norm",
-    "rsqrt", "rsub", "sigmoid", "softmax", "sub", "sum", "upsample_nearest2d",
+    "rsqrt", "rsub", "sigmoid", "softmax", "sqrt", "sub", "sum", "upsample_nearest2d",
 )  # fmt: skip
 ELEMENTWISE_NOTE = "elementwise operators (additions, products, softmax, GELU and the like)"
 

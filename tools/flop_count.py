@@ -1,0 +1,106 @@
+#!/usr/bin/env python
+"""Count what a detector costs, part by part, or reproduce the published cost tables.
+
+tools/flop_count.py --config-file CONFIG [--accounting published] [--resolutions 1568/1120/672] [key=value]
+tools/flop_count.py --reproduce main
+"""
+
+import argparse
+import json
+import sys
+from typing import Any
+
+from piip.flops import FORMATS, build_on_meta, format_report, format_rows
+from piip.flops.tables import TABLES, reproduce
+
+EPILOG = """
+One multiply-add is one FLOP. Nothing is computed: no weights, data or GPU are needed.
+
+Examples:
+    what a detector costs    %(prog)s --config-file configs/COCO/mask_rcnn_piip_tsb_1120_896_448_1x.py
+    as the paper counts      %(prog)s --config-file CONFIG --accounting published
+    what if                  %(prog)s --config-file CONFIG --branches sbl --resolutions 1120/672/448 \\
+                                 model.backbone.piip.num_interactions=6
+    a published table        %(prog)s --reproduce main --format markdown
+"""
+COLUMNS = (
+    "model",
+    "resolution",
+    "gflops_published",
+    "gflops",
+    "difference_percent",
+    "params_m_published",
+    "params_m",
+    "gflops_actual",
+    "params_m_actual",
+    "status",
+)
+NOTE = """\
+gflops, params_m: accounting 'published'. gflops_actual, params_m_actual: accounting 'actual'; operations to
+the merged map (of a single transformer: its deconvolution stack), parameters with that stack. One image."""
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the command line; a mistake in it ends it with one line and status 2."""
+    parser = argparse.ArgumentParser(epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter)
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--config-file", metavar="CONFIG", help="LazyConfig of a detector")
+    what.add_argument("--reproduce", metavar="TABLE", help=f"a published table: {', '.join(TABLES)}")
+    parser.add_argument("--accounting", default="actual", help="actual (default) or published")
+    parser.add_argument("--input-size", nargs=2, type=int, metavar=("HEIGHT", "WIDTH"), help="in pixels")
+    parser.add_argument(
+        "--resolutions", help="image size of each branch, smallest model first: 1568/1120/672"
+    )
+    parser.add_argument("--branches", help="other models, by the paper's letters, smallest first: tsb")
+    parser.add_argument("--format", choices=FORMATS, default="table")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the config")
+    args = parser.parse_args(argv)
+    try:
+        text = table(args) if args.reproduce else report(args)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    print(text)
+
+
+def report(args: argparse.Namespace) -> str:
+    """The cost of a config's detector as text."""
+    # imported here because the published tables need no Detectron2
+    from piip.detection.cost import detector_cost, load_detector
+
+    with build_on_meta():
+        detector = load_detector(
+            args.config_file,
+            branches=args.branches,
+            resolutions=args.resolutions,
+            overrides=args.overrides,
+        )
+    size = tuple(args.input_size) if args.input_size else None
+    return format_report(detector_cost(detector, size, accounting=args.accounting), args.format)
+
+
+def table(args: argparse.Namespace) -> str:
+    """A published table, reproduced, as text."""
+    rows = []
+    for row in reproduce(args.reproduce):
+        print(f"counted {row['model']} {row['resolution']}", file=sys.stderr)
+        rows.append(row)
+    if args.format == "json":
+        return json.dumps({"table": args.reproduce, "rows": rows}, indent=2)
+    text = format_rows([{key: row[key] for key in COLUMNS} for row in rows], args.format)
+    return text if args.format == "csv" else "\n".join([text, "", NOTE, *readings(rows)])
+
+
+def readings(rows: list[dict[str, Any]]) -> list[str]:
+    """A line for each way to read a row that the paper does not define."""
+    verdicts = {True: "reproduces the figure", False: "does not reproduce it", None: "nothing published"}
+    return [
+        f"{row.get('direction_type') or row['out_branches']}: '{reading['reading']}' gives "
+        f"{reading['gflops']:.2f} GFLOPs, {verdicts[reading.get('reproduces')]}"
+        for row in rows
+        for reading in row.get("readings", [])
+    ]
+
+
+if __name__ == "__main__":
+    main()
