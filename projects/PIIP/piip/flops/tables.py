@@ -136,6 +136,8 @@ def _reproduces(row: Mapping[str, Any], gflops: float) -> bool:
 
 def _status(row: Mapping[str, Any], cost: _Cost | None) -> str:
     assert cost is not None  # rows without a cost say why
+    if cost.gflops is None or cost.params_m is None:
+        return "no published GFLOPs, and no rule in the published accounting for this branch family"
     if row.get("gflops_published") is None:
         return "no published GFLOPs"
     if not _reproduces(row, cost.gflops):
@@ -182,23 +184,20 @@ def _directions(row: Mapping[str, Any]) -> _Answer:
     if known:
         return _count(row, links=known), {}, None
     costs = [_mean([_count(row, links=links) for links in reading.links]) for reading in _READINGS]
+    gflops = [cost.gflops for cost in costs if cost.gflops is not None]  # all: T, S and B are plain
     readings = [
         {
             "reading": reading.text,
-            "gflops": cost.gflops,
-            "difference_percent": _difference(row, cost.gflops),
-            "reproduces": _reproduces(row, cost.gflops),
+            "gflops": count,
+            "difference_percent": _difference(row, count),
+            "reproduces": _reproduces(row, count),
         }
-        for reading, cost in zip(_READINGS, costs, strict=True)
+        for reading, count in zip(_READINGS, gflops, strict=True)
     ]
-    fitting = [i for i, reading in enumerate(readings) if reading["reproduces"]]
     # where several fit, or none, the figure does not tell what the row is: the closest stands for it
-    best = min(range(len(costs)), key=lambda i: abs(costs[i].gflops - row["gflops_published"]))
-    found = ", or ".join(f"'{readings[i]['reading']}'" for i in fitting)
-    missed = len(readings) - len(fitting)
-    status = (
-        f"not defined in the paper; reproduced by {found or 'none'} of the readings, {missed} others do not"
-    )
+    best = min(range(len(costs)), key=lambda i: abs(gflops[i] - row["gflops_published"]))
+    found = " or ".join(f"'{reading['reading']}'" for reading in readings if reading["reproduces"]) or "none"
+    status = f"not defined in the paper; of {len(readings)} readings, reproduced by {found}"
     return costs[best], {"readings": readings}, status
 
 
@@ -224,11 +223,9 @@ def _out_branches(row: Mapping[str, Any]) -> _Answer:
         "of the largest merged branch": max(sizes[j - 1] for j in kept),
     }
     norms = {name: 2 * (size // 16) ** 2 * dim / 1e9 for name, size in grids.items()}
+    assert cost.gflops is not None  # T, S and B are plain transformers
+    here = cost.gflops - norms["of the largest image"]
     readings = [
-        {
-            "reading": f"merged on the grid {name}",
-            "gflops": cost.gflops - norms["of the largest image"] + norm,
-        }
-        for name, norm in norms.items()
+        {"reading": f"merged on the grid {name}", "gflops": here + norm} for name, norm in norms.items()
     ]
     return cost, {"readings": readings}, "no published GFLOPs; merged on the grid of the largest image"
