@@ -9,7 +9,7 @@ DETECTRON2_COMMIT := 02b5c4e295e990042a714712c21dc79b731e8833
 DETECTRON2 ?= git+https://github.com/facebookresearch/detectron2.git@$(DETECTRON2_COMMIT)
 
 .DELETE_ON_ERROR:
-.PHONY: help setup check-detectron2 demo test lint format
+.PHONY: help setup check-detectron2 demo test bench tables lint format
 
 help: ## List the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -45,8 +45,24 @@ check-detectron2: ## Say whether Detectron2's source can be reached
 	    "give a local checkout or a mirror, e.g. make setup DETECTRON2=../detectron2 or" \
 	    "make setup DETECTRON2=git+https://HOST/detectron2.git@$(DETECTRON2_COMMIT)" >&2; exit 1; }
 
+DEMO_CONFIG := configs/quick/mask_rcnn_piip_128_96_64_shapes.py
+
+demo: setup ## Train a small PIIP Mask R-CNN on the CPU, evaluate it, draw what it finds
+	$(BIN)/python tools/make_shapes.py
+	$(BIN)/python tools/lazyconfig_train_net.py --config-file $(DEMO_CONFIG)
+	$(BIN)/python tools/compare_results.py --config-file $(DEMO_CONFIG) \
+	    --results outputs/demo/coco_instances_results.json --output outputs/demo/pictures
+# What Detectron2's own imports warn of would drown the lines that matter.
+demo: export PYTHONWARNINGS := ignore
+
 test: setup ## All tests
 	$(BIN)/python -m pytest
+
+bench: setup ## Time the attention operator against its plain PyTorch definition
+	$(BIN)/python tools/benchmark.py ops
+
+tables: setup ## Reproduce the published cost tables
+	$(BIN)/python tools/flop_count.py --reproduce main
 
 lint: setup ## Format check, lint, types
 	$(BIN)/ruff format --check .

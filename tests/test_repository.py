@@ -1,0 +1,88 @@
+"""What README, Makefile and CI say of one another is true."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+README = (REPOSITORY / "README.md").read_text()
+MAKEFILE = (REPOSITORY / "Makefile").read_text()
+PAGES = [REPOSITORY / "README.md", REPOSITORY / "projects/PIIP/README.md"]
+
+
+def make(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(["make", *arguments], cwd=REPOSITORY, capture_output=True, text=True)
+
+
+def shell_commands(page: Path) -> list[str]:
+    """Commands in a page's shell blocks, continued lines joined, without comments."""
+    blocks = re.findall(r"```sh\n(.*?)```", page.read_text(), re.DOTALL)
+    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    return [line.split(" #")[0].strip() for line in lines if line.strip()]
+
+
+def test_targets_the_readme_names() -> None:
+    """Every `make X` of the README is a target that explains itself in `make help`."""
+    named = set(re.findall(r"\bmake ([a-z][a-z0-9-]*)", README))
+    assert {"demo", "test", "setup", "help"} <= named
+    listed = {line.split()[0] for line in make("help").stdout.splitlines()}
+    assert named <= listed
+    assert "help" in listed
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.parent.name)
+def test_files_the_pages_name(page: Path) -> None:
+    """Tools, configs and linked files exist."""
+    text = page.read_text()
+    named = re.findall(r"(?:tools|configs)/[\w./]+\.py", text)
+    linked = [link for link in re.findall(r"\]\(([^)#]+)\)", text) if "://" not in link]
+    for name in named:
+        assert (REPOSITORY / name).is_file(), name
+    for link in linked:
+        assert (page.parent / link).exists(), link
+
+
+@pytest.mark.parametrize(
+    "command", [c for page in PAGES for c in shell_commands(page) if c.startswith("python ")]
+)
+def test_options_the_pages_use(command: str) -> None:
+    """A tool knows every option that a page gives it."""
+    tool, *arguments = command.split()[1:]
+    source = (REPOSITORY / tool).read_text()
+    if "default_argument_parser" in source:  # Detectron2's
+        source += "--config-file --resume --eval-only --num-gpus --num-machines --machine-rank --dist-url"
+    for option in (argument for argument in arguments if argument.startswith("--")):
+        assert option in source, f"{tool} has no option {option}"
+
+
+def test_ci_runs_the_readmes_test_command() -> None:
+    assert "make test" in shell_commands(REPOSITORY / "README.md")
+    script = (REPOSITORY / ".ci/run").read_text()
+    assert re.search(r"^PIIP_REQUIRE_DETECTRON2=1 make test$", script, re.MULTILINE)
+
+
+def test_unreachable_detectron2_is_one_clear_line() -> None:
+    """It names the variable that is the way out."""
+    for source in ("git+file:///nowhere/detectron2.git@abc", "/nowhere/detectron2"):
+        refused = make("--silent", "check-detectron2", f"DETECTRON2={source}")
+        assert refused.returncode != 0
+        lines = [line for line in refused.stderr.splitlines() if not line.startswith("make: ***")]
+        assert len(lines) == 1
+        assert lines[0].startswith(f"error: Detectron2 cannot be reached at {source}: give a local checkout")
+        assert "make setup DETECTRON2=" in lines[0]
+
+
+def test_every_requirement_is_pinned_and_consistent() -> None:
+    """Requirements name one version a Python, and the constraints the same."""
+
+    def pins(name: str) -> set[str]:
+        lines = (REPOSITORY / name).read_text().splitlines()
+        return {line.replace(" ", "") for line in lines if line and not line.startswith(("#", "-"))}
+
+    required = pins("requirements.txt") | pins("requirements-dev.txt")
+    assert all("==" in line for line in required)
+    assert required <= pins("constraints.txt")
