@@ -23,7 +23,7 @@ def test_new_interactions_change_nothing() -> None:
     piip = tiny_piip().double().eval()
     x = image(64, 96)
     maps = [b.run_blocks(b.embed(i), 0, 1) for b, i in zip(piip.branches, piip.image_pyramid(x), strict=True)]
-    torch.testing.assert_close(piip(x), piip.merge(maps, maps[-1].shape[1:3]), rtol=0, atol=0)
+    torch.testing.assert_close(piip(x), piip.merge(maps, 2), rtol=0, atol=0)
 
 
 @torch.inference_mode()
@@ -263,23 +263,23 @@ def test_merged_branches(members: list[int]) -> None:
     """Any subset can be merged (Table 8), on the grid of the largest image; the others are not seen."""
     piip = randomise(tiny_piip(merge_branches=members).double().eval())
     maps = [torch.randn(1, n, n, d).double() for n, d in zip((4, 6, 8), DIMS, strict=True)]
-    merged = piip.merge_maps(piip.merge, maps)
+    merged = piip.merge(maps, 2)
     assert merged.shape == (1, 64, 8, 8)
     for j in (1, 2, 3):
         changed = list(maps)
         changed[j - 1] = torch.randn_like(maps[j - 1])
-        assert torch.equal(piip.merge_maps(piip.merge, changed), merged) == (j not in members)
+        assert torch.equal(piip.merge(changed, 2), merged) == (j not in members)
 
 
 @torch.inference_mode()
 def test_merge_is_a_weighted_sum() -> None:
     piip = randomise(tiny_piip().double().eval())
     maps = [torch.randn(1, n, n, d).double() for n, d in zip((4, 6, 8), DIMS, strict=True)]
-    whole = piip.merge(maps, (8, 8))
+    whole = piip.merge(maps, 2)
     for j in "12":
         piip.merge.weights[j].zero_()
     piip.merge.weights["3"].fill_(1)
-    alone = piip.merge(maps, (8, 8))
+    alone = piip.merge(maps, 2)
     torch.testing.assert_close(alone, piip.merge.transforms["3"](maps[2].permute(0, 3, 1, 2)), rtol=0, atol=0)
     assert not torch.allclose(whole, alone)
 

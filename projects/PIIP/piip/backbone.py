@@ -247,11 +247,6 @@ class PIIP(nn.Module):
         ]
         return self.interactions[stage](maps) if self.interactions else maps
 
-    def merge_maps(self, merge: Merge, maps: Sequence[Tensor]) -> Tensor:
-        """Merge the branches' maps on the grid of the largest image: ``(B, C, h, w)``."""
-        _, height, width, _ = maps[self.reference].shape
-        return merge(maps, (height, width))
-
     def forward_pyramid(self, x: Tensor) -> list[Tensor]:
         """The merged map of each tapped stage, then that of the last, each ``(B, C, h, w)``."""
         maps = self.embed(self.image_pyramid(x))
@@ -259,8 +254,8 @@ class PIIP(nn.Module):
         for stage in range(self.num_stages):
             maps = self.run_stage(stage, maps)
             if str(stage) in self.taps:
-                merged.append(self.merge_maps(self.taps[str(stage)], maps))
-        return [*merged, self.merge_maps(self.merge, maps)]
+                merged.append(self.taps[str(stage)](maps, self.reference))
+        return [*merged, self.merge(maps, self.reference)]
 
     def forward(self, x: Tensor) -> Tensor:
         """From normalised images to the merged map.

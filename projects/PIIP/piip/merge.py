@@ -98,12 +98,22 @@ class Merge(nn.Module):
             {str(j): nn.Parameter(torch.ones(())) for j in self.branches} if kind != "identity" else {}
         )
 
-    def forward(self, maps: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
-        """Merge the maps ``(B, h_j, w_j, C_j)`` of all branches into one ``(B, C_1, *size)``."""
+    def forward(self, maps: Sequence[Tensor], reference: int) -> Tensor:
+        """Merge the branches' maps.
+
+        Args:
+            maps: of all branches, each ``(B, h_j, w_j, C_j)``.
+            reference: index of the map on whose grid they are merged.
+
+        Returns:
+            ``(B, C_1, h, w)``, h and w those of the reference.
+        """
+        size = maps[reference].shape[1:3]
         merged: Tensor | None = None
         for key, transform in self.transforms.items():
-            x = transform(maps[int(key) - 1].permute(0, 3, 1, 2))  # channels-last (B, C, h, w)
-            if tuple(x.shape[2:]) != tuple(size):
+            branch = int(key) - 1
+            x = transform(maps[branch].permute(0, 3, 1, 2))  # channels-last (B, C, h, w)
+            if branch != reference:
                 enlarged = F.interpolate(at_least_float32(x), size=size, mode="bilinear", align_corners=False)
                 x = enlarged.to(x.dtype)
             if key in self.weights:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -23,7 +24,8 @@ def window_partition(x: Tensor, size: int) -> Tensor:
     """
     batch, height, width, channels = x.shape
     pad_height, pad_width = -height % size, -width % size
-    if pad_height or pad_width:
+    # traced, the graph must fit other sizes: it always pads, even by nothing
+    if pad_height or pad_width or torch.compiler.is_compiling():
         x = F.pad(x, (0, 0, 0, pad_width, 0, pad_height))
     rows, columns = (height + pad_height) // size, (width + pad_width) // size
     x = x.reshape(batch, rows, size, columns, size, channels).transpose(2, 3)  # (B, nH, nW, size, size, C)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..numerics import at_least_float32
 from .attention import TokenMapAttention
-from .base import Branch
+from .base import Branch, Pretrained
 
 __all__ = ["ViTBranch"]
 
@@ -77,6 +77,7 @@ class ViTBranch(Branch):
             the published AugReg, MAE, DINOv2 and InternViT branches do.
         weight_init: "trunc_normal" of 0.02 for every matrix of the blocks, as in timm, or "xavier" (uniform),
             which learns faster where a narrow branch starts from nothing.
+        pretrained: see :class:`Branch`.
     """
 
     attention_class: type[TokenMapAttention] = TokenMapAttention
@@ -102,8 +103,9 @@ class ViTBranch(Branch):
         activation: Literal["gelu", "gelu_tanh"] = "gelu",
         pos_embed_has_cls: bool = False,
         weight_init: Literal["trunc_normal", "xavier"] = "trunc_normal",
+        pretrained: Pretrained | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(pretrained)
         if pretrain_image_size is not None and pretrain_image_size < patch_size:
             raise ValueError(
                 f"pretrain_image_size {pretrain_image_size} is smaller than one patch of {patch_size} px: "
@@ -181,8 +183,6 @@ class ViTBranch(Branch):
         grid = self.pos_embed_grid
         table = self.pos_embed.reshape(1, -1, self.embed_dim)[:, self.num_prefix_tokens :]
         table = table.reshape(1, grid, grid, -1)
-        if (height, width) == (grid, grid):
-            return table
         resized = F.interpolate(
             at_least_float32(table).permute(0, 3, 1, 2),
             size=(height, width),
