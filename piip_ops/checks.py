@@ -78,16 +78,13 @@ def _check_sizes(name: str, sizes: Sequence[int]) -> None:
 def _check_kind(value: Tensor, others: dict[str, Tensor]) -> None:
     if value.dtype not in DTYPES:
         raise ValueError(f"value: expected float64, float32, bfloat16 or float16, got {value.dtype}")
-    kinds = {other.dtype for other in others.values()}
+    half_value = value.dtype in (torch.bfloat16, torch.float16)
+    accepted = (value.dtype, torch.float32) if half_value else (value.dtype,)
     for name, other in others.items():
         if other.device != value.device:
             raise ValueError(f"{name}: on {other.device}, but value is on {value.device}; move one of them")
-        half_value = value.dtype in (torch.bfloat16, torch.float16)
-        if (
-            not (other.dtype == value.dtype or (half_value and other.dtype == torch.float32))
-            or len(kinds) > 1
-        ):
-            accepted = f"{value.dtype} or torch.float32" if half_value else f"{value.dtype}"
-            raise ValueError(
-                f"{name}: expected {accepted}, the same for {' and '.join(others)}, got {other.dtype}"
-            )
+        if other.dtype not in accepted:
+            raise ValueError(f"{name}: expected {' or '.join(map(str, accepted))}, got {other.dtype}")
+    (first_name, first), (name, other) = others.items()
+    if other.dtype != first.dtype:
+        raise ValueError(f"{name}: expected the dtype of {first_name} ({first.dtype}), got {other.dtype}")

@@ -48,12 +48,14 @@ def ms_inputs(
     return value.to(dtype), (1.4 * locations - 0.2).to(dtype), weights.to(dtype)
 
 
-def out_and_grads(function: Callable[..., Tensor], inputs: Sequence[Tensor], seed=1) -> list[Tensor]:
-    """The function's output and its gradients for a random cotangent, the same for every dtype."""
+def out_and_grads(
+    function: Callable[..., Tensor], inputs: Sequence[Tensor], rounded_to=torch.float64
+) -> list[Tensor]:
+    """The function's output and its gradients for a random cotangent that ``rounded_to`` can hold."""
     leaves = [t.detach().clone().requires_grad_() for t in inputs]
     out = function(*leaves)
-    cotangent = torch.randn(out.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    return [out.detach(), *torch.autograd.grad(out, leaves, cotangent.to(out.dtype))]
+    cotangent = torch.randn(out.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    return [out.detach(), *torch.autograd.grad(out, leaves, cotangent.to(rounded_to).to(out.dtype))]
 
 
 def error(actual: Tensor, expected: Tensor) -> float:

@@ -179,15 +179,15 @@ def _python(code: str, **environment: str) -> str:
 COMPARE = """
 import torch, piip_ops
 from tests.piip_ops.cases import *
-bounds = {torch.float64: 1e-10, torch.float32: 1e-5, torch.bfloat16: 2**-8, torch.float16: 2**-11}
-for dtype, bound in bounds.items():
+from tests.piip_ops.test_values import TOLERANCE
+for dtype, bound in TOLERANCE.items():
     for heads, points in ((16, 4), (5, 3)):
         for channels in CHANNELS:
             inputs = cross_inputs(heads=heads, channels=channels, points=points, dtype=dtype)
             actual = out_and_grads(lambda *x: piip_ops.deform_cross_attn(*x, (5, 7), (6, 4)), inputs)
             wide = [t.double() for t in inputs]
             reference = piip_ops.deform_cross_attn_reference
-            expected = out_and_grads(lambda *x: reference(*x, (5, 7), (6, 4)), wide)
+            expected = out_and_grads(lambda *x: reference(*x, (5, 7), (6, 4)), wide, dtype)
             assert max(map(error, actual, expected)) < bound, (dtype, heads, channels)
 print(piip_ops.build_info()["cpu"])
 """

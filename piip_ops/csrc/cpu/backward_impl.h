@@ -81,12 +81,7 @@ void scatter(const BackwardScratch<Acc>& scratch, int64_t count, int64_t channel
     Acc* dots = scratch.dots + corner * padded;
     for (int64_t block = 0; block < padded; block += lanes) {
       V products[lanes];
-      // Heads by turns: the points of one head often share corners, and adding to the same place twice in a
-      // row would wait for the first sum to arrive in memory.
-      constexpr int heads_in_block = known_per_head && lanes > known_per_head ? lanes / known_per_head : 1;
-#pragma GCC unroll 16
-      for (int i = 0; i < lanes; ++i) {
-        const int lane = heads_in_block > 1 ? i % heads_in_block * known_per_head + i / heads_in_block : i;
+      const auto visit = [&](int lane) __attribute__((always_inline)) {
         const int64_t n = block + lane;
         V product{};
         if (known_per_head || n < count) {
@@ -95,7 +90,6 @@ void scatter(const BackwardScratch<Acc>& scratch, int64_t count, int64_t channel
           Acc* value = rows + offset[n] + head * 2 * width;
           Acc* grad = value + width;
           const V w = V{} + weight[n];
-#pragma GCC unroll 4
           for (int v = 0; v < vectors; ++v) {
             const V gv = load<V>(g + v * lanes);
             product += gv * load<V>(value + v * lanes);
@@ -103,6 +97,15 @@ void scatter(const BackwardScratch<Acc>& scratch, int64_t count, int64_t channel
           }
         }
         products[lane] = product;
+      };
+      if constexpr (known_per_head != 0 && lanes >= known_per_head) {
+        // Heads by turns: the points of one head often share corners, and adding to the same place twice in a
+        // row would wait for the first sum to arrive in memory.
+        constexpr int heads_in_block = lanes / known_per_head;
+#pragma GCC unroll 16
+        for (int i = 0; i < lanes; ++i) visit(i % heads_in_block * known_per_head + i / heads_in_block);
+      } else {
+        for (int i = 0; i < lanes; ++i) visit(i);
       }
       const V sums = sum_each<Acc, lanes>(products);
       store(dots + block, channel == 0 ? sums : load<V>(dots + block) + sums);
@@ -188,8 +191,8 @@ void backward_as(const Problem& problem, int64_t begin, int64_t end, void* memor
         __builtin_memcpy(scratch.grad_out + h * scratch.width, scratch.raw_out + h * channels,
                          static_cast<size_t>(channels) * sizeof(Acc));
       }
-      if (four && heads == kHeadGroup) {
-        scatter_channels<Acc, 4>(scratch, count);
+      if (sizeof(Acc) == 4 && four && heads == kHeadGroup) {
+        scatter_channels<Acc, sizeof(Acc) == 4 ? 4 : 0>(scratch, count);
       } else {
         scatter_channels<Acc, 0>(scratch, count);
       }

@@ -34,15 +34,19 @@ void gather(const ForwardScratch<Acc>& scratch, int64_t queries, int64_t head, c
     const int32_t* offset = scratch.points[q].offset + head * per_head;
     const Acc* weight = scratch.points[q].weight + head * per_head;
     V sum[chains][vectors] = {};
-#pragma GCC unroll 4
-    for (int corner = 0; corner < 4; ++corner) {
-#pragma GCC unroll 4
-      for (int64_t i = 0; i < per_head; ++i) {
-        const S* row = base + offset[corner * padded + i];
-        const V w = V{} + weight[corner * padded + i];
-        V* chain = sum[corner % chains];
-        for (int v = 0; v < full; ++v) chain[v] += w * load_as<Acc>(row + v * lanes);
-        if constexpr (has_tail) chain[full] += w * load_tail_as<Acc>(row + full * lanes, tail);
+    const auto visit = [&](int corner, int64_t i) __attribute__((always_inline)) {
+      const S* row = base + offset[corner * padded + i];
+      const V w = V{} + weight[corner * padded + i];
+      V* chain = sum[corner % chains];
+      for (int v = 0; v < full; ++v) chain[v] += w * load_as<Acc>(row + v * lanes);
+      if constexpr (has_tail) chain[full] += w * load_tail_as<Acc>(row + full * lanes, tail);
+    };
+    if constexpr (known_per_head != 0) {
+#pragma GCC unroll 16
+      for (int i = 0; i < 4 * known_per_head; ++i) visit(i / known_per_head, i % known_per_head);
+    } else {
+      for (int corner = 0; corner < 4; ++corner) {
+        for (int64_t i = 0; i < per_head; ++i) visit(corner, i);
       }
     }
     for (int v = 0; v < vectors; ++v) {
@@ -69,9 +73,12 @@ Gather<Acc, S> choose_gather(int64_t full, bool has_tail) {
 }
 template <typename Acc, typename S>
 Gather<Acc, S> choose_gather(const Plan<Acc>& plan, int64_t full, bool has_tail) {
-  // 4 points, as PIIP has them, are worth unrolling where they fill the padding exactly.
-  const bool four = plan.per_head == 4 && plan.padded == kHeadGroup * 4;
-  return four ? choose_gather<Acc, S, 4>(full, has_tail) : choose_gather<Acc, S, 0>(full, has_tail);
+  // 4 points, as PIIP has them, are worth unrolling where they fill the padding exactly; float64 is for
+  // tests.
+  if constexpr (sizeof(Acc) == 4) {
+    if (plan.per_head == 4 && plan.padded == kHeadGroup * 4) return choose_gather<Acc, S, 4>(full, has_tail);
+  }
+  return choose_gather<Acc, S, 0>(full, has_tail);
 }
 
 template <typename Acc>

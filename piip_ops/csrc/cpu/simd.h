@@ -276,7 +276,7 @@ inline void write_row(const float* from, int64_t n, Float16* to) {
 template <int lanes>
 PIIP_OPS_INLINE Vector<float, lanes> exp_of_negative(Vector<float, lanes> x) {
   using V = Vector<float, lanes>;
-  using I = Vector<int32_t, lanes>;
+  using U = Vector<uint32_t, lanes>;
   x = x < -87.0f ? V{} - 87.0f : x;
   const V magic = V{} + 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer, in the low bits
   const V shifted = x * 1.44269504089f + magic;
@@ -288,7 +288,7 @@ PIIP_OPS_INLINE Vector<float, lanes> exp_of_negative(Vector<float, lanes> x) {
   p = p * r + 1.6666665459e-1f;
   p = p * r + 5.0000001201e-1f;
   p = p * r * r + r + 1.0f;
-  const I exponent = (reinterpret_cast<I>(shifted) << 23) + (127 << 23);
+  const U exponent = (reinterpret_cast<U>(shifted) << 23) + (127u << 23);
   return p * reinterpret_cast<V>(exponent);
 }
 template <int lanes>

@@ -231,23 +231,26 @@ __global__ void __launch_bounds__(kThreads) forward_kernel(const __grid_constant
   }
 }
 
-// Adds `width` numbers in memory, in one instruction where the GPU has it.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+constexpr bool kVectorAtomics = true;
+#else
+constexpr bool kVectorAtomics = false;
+#endif
+
+// Adds `width` numbers in memory, several in one instruction where the GPU has it.
 template <int width, typename Acc>
 __device__ __forceinline__ void add_to(Acc* to, const Acc (&x)[width]) {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-  if constexpr (std::is_same_v<Acc, float> && width % 4 == 0) {
+  if constexpr (kVectorAtomics && std::is_same_v<Acc, float> && width % 4 == 0) {
 #pragma unroll
     for (int c = 0; c < width; c += 4) {
       atomicAdd(reinterpret_cast<float4*>(to + c), make_float4(x[c], x[c + 1], x[c + 2], x[c + 3]));
     }
-    return;
-  } else if constexpr (std::is_same_v<Acc, float> && width == 2) {
+  } else if constexpr (kVectorAtomics && std::is_same_v<Acc, float> && width == 2) {
     atomicAdd(reinterpret_cast<float2*>(to), make_float2(x[0], x[1]));
-    return;
-  }
-#endif
+  } else {
 #pragma unroll
-  for (int c = 0; c < width; ++c) atomicAdd(to + c, x[c]);
+    for (int c = 0; c < width; ++c) atomicAdd(to + c, x[c]);
+  }
 }
 
 // The lane that prepared a point collects its gradients over all channels and writes them.
