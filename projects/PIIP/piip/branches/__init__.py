@@ -1,9 +1,9 @@
 """Branch families: one a file."""
 
-from .base import Branch
+from .base import Branch, Pretrained
 from .beit import BEiTBranch
 from .convnext import ConvNeXtBranch
 from .uni_perceiver import UniPerceiverBranch
 from .vit import ViTBranch
 
-__all__ = ["BEiTBranch", "Branch", "ConvNeXtBranch", "UniPerceiverBranch", "ViTBranch"]
+__all__ = ["BEiTBranch", "Branch", "ConvNeXtBranch", "Pretrained", "UniPerceiverBranch", "ViTBranch"]

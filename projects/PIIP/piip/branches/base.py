@@ -3,9 +3,38 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Literal, get_args
 
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+
+Family = Literal[
+    "deit", "deit3", "augreg", "mae", "dinov2", "internvit", "beitv2", "uni_perceiver", "convnext"
+]
+"""Families of published weights, which differ in names, layouts and what they leave out."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pretrained:
+    """Weights that a branch starts training from; :func:`piip.pretrained.load_pretrained` loads them.
+
+    Attributes:
+        source: ``timm:`` and a timm name with its tag, a URL, or a path.
+        family: whose they are. It is named because a file does not always tell.
+
+    Raises:
+        ValueError: for an unknown family.
+    """
+
+    source: str
+    family: Family
+
+    def __post_init__(self) -> None:
+        if self.family not in get_args(Family):
+            raise ValueError(
+                f"unknown family {self.family!r} of {self.source}: expected one of {get_args(Family)}"
+            )
 
 
 class Branch(nn.Module, ABC):
@@ -17,12 +46,16 @@ class Branch(nn.Module, ABC):
 
     Token maps are ``(B, h, w, C)``. Read as ``(B, C, h, w)`` they are channels-last, so convolutions take
     them as they are.
+
+    Args:
+        pretrained: weights to start training from. Building a branch loads nothing.
     """
 
     blocks: nn.ModuleList | list[nn.Module]
 
-    def __init__(self) -> None:
+    def __init__(self, pretrained: Pretrained | None = None) -> None:
         super().__init__()
+        self.pretrained = pretrained
         self.grad_checkpointing = False
 
     @property

@@ -10,7 +10,7 @@ from timm.layers import LayerNorm2d
 from timm.models.convnext import ConvNeXtBlock
 from torch import Tensor, nn
 
-from .base import Branch
+from .base import Branch, Pretrained
 
 __all__ = ["ConvNeXtBranch"]
 
@@ -65,6 +65,7 @@ class ConvNeXtBranch(Branch):
         depths: blocks of the four stages, without the halving layers.
         drop_path_rate: stochastic depth rate of the last block; rates grow linearly from 0.
         layer_scale: initial value of the per-channel residual scale.
+        pretrained: see :class:`Branch`.
     """
 
     def __init__(
@@ -74,8 +75,9 @@ class ConvNeXtBranch(Branch):
         depths: Sequence[int] = (3, 3, 9, 3),
         drop_path_rate: float = 0.0,
         layer_scale: float = 1e-6,
+        pretrained: Pretrained | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(pretrained)
         if len(dims) != len(depths):
             raise ValueError(f"{len(dims)} widths and {len(depths)} depths: give one of each per stage")
         self.stem = nn.Sequential(

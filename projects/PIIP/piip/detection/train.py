@@ -27,6 +27,7 @@ from torch import nn
 
 import piip_ops
 
+from ..pretrained import load_pretrained
 from .checkpoint import Checkpointer
 from .data import TrainLoader, mix_seed, seed_all
 
@@ -204,6 +205,8 @@ def train(cfg: DictConfig, *, resume: bool = False) -> None:
             else None,
         ]
     )
+    if not cfg.train.init_checkpoint and not (resume and checkpointer.has_checkpoint()):
+        load_pretrained(model)  # on every rank, from the one download
     checkpointer.resume_or_load(cfg.train.init_checkpoint, resume=resume)
     start = trainer.iter + 1 if resume and checkpointer.has_checkpoint() else 0
     if isinstance(loader, TrainLoader):
