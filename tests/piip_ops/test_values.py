@@ -13,7 +13,7 @@ from piip_ops import deform_cross_attn, deform_cross_attn_reference, ms_deform_a
 from .cases import CHANNELS, away_from_integers, cross_inputs, error, ms_inputs, out_and_grads
 
 FIXTURES = sorted(Path(__file__).parent.joinpath("fixtures").glob("*.npz"))
-# Of the largest value. Half precision: one rounding of the result (2^-8 and 2^-11); everything before it happens
+# Of the largest value. Half precision: one rounding of the result (2^-8 and 2^-11); all before it happens
 # in float32, whose own bound is added. Float32: 24 bits of a position.
 TOLERANCE = {
     torch.float64: 1e-10,

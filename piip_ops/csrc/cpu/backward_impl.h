@@ -44,8 +44,9 @@ void load_rows(const Problem& problem, const BackwardScratch<Acc>& scratch, int6
     const int64_t row_width = scratch.plan.column_step;
     for (int64_t s = 0; s < problem.length; ++s) {
       Acc* row = scratch.rows + s * row_width;
-      __builtin_memset(row, 0, static_cast<size_t>(row_width) * sizeof(Acc));
       for (int64_t h = 0; h < heads; ++h) {
+        Acc* behind = row + h * 2 * scratch.width + problem.channels;  // padding, then the gradient
+        __builtin_memset(behind, 0, static_cast<size_t>(2 * scratch.width - problem.channels) * sizeof(Acc));
         read_row(base + s * problem.value.row_stride + h * problem.channels, problem.channels,
                  row + h * 2 * scratch.width);
       }

@@ -115,10 +115,14 @@ struct Call {
 
   template <typename Run>
   void in_parallel(int64_t tasks, int64_t grain, bool backward, Run run) const {
-    const size_t bytes = kernels().scratch_bytes(problem, backward);
+    // One allocation by the calling thread: worker threads would fetch theirs from the system again every
+    // time.
+    const size_t bytes = (kernels().scratch_bytes(problem, backward) + 63) / 64 * 64;
+    const auto threads = std::min<int64_t>(tasks, at::get_num_threads());
+    const auto scratch = c10::GetCPUAllocator()->allocate(static_cast<size_t>(threads) * bytes);
     at::parallel_for(0, tasks, grain, [&](int64_t begin, int64_t end) {
-      const auto scratch = c10::GetCPUAllocator()->allocate(bytes);
-      run(problem, begin, end, scratch.get());
+      run(problem, begin, end,
+          static_cast<char*>(scratch.get()) + static_cast<size_t>(at::get_thread_num()) * bytes);
     });
   }
 
