@@ -1,7 +1,19 @@
 #!/usr/bin/env python
-"""Benchmarks: ``tools/benchmark.py ops`` times the attention operator against its reference."""
+"""Benchmarks, side by side in one process.
+
+tools/benchmark.py ops                   the attention operator against its reference
+tools/benchmark.py model CONFIG [CONFIG ...]   detectors: latency, memory, and what they make of the machine
+"""
 
 import argparse
+import json
+import os
+import platform
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
 
 from piip_ops import benchmark as ops_benchmark
 
@@ -12,8 +24,79 @@ def main() -> None:
     ops = commands.add_parser("ops", help="the attention operator against its plain PyTorch reference")
     ops_benchmark.add_arguments(ops)
     ops.set_defaults(run=ops_benchmark.run)
+    model = commands.add_parser("model", help="detectors: latency, throughput, memory")
+    add_model_arguments(model)
+    model.set_defaults(run=run_model)
     args = parser.parse_args()
     args.run(args)
+
+
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of ``model``."""
+    parser.add_argument("configs", nargs="+", metavar="CONFIG", help="LazyConfigs; ratios are to the first")
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--mode", nargs="+", default=["inference"], choices=["inference", "training"])
+    parser.add_argument("--precision", nargs="+", default=["fp32"], choices=["fp32", "bf16", "fp16"])
+    parser.add_argument("--batch", nargs="+", type=int, default=[1], help="images in a run")
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of the CPU")
+    parser.add_argument("--runs", type=int, default=5, help="timed runs, whose median counts")
+    parser.add_argument(
+        "--onednn-linear",
+        default="none",
+        choices=["none", "piip", "all"],
+        help="whose linear layers run in oneDNN on a CPU (piip.cpu.use_onednn_linear)",
+    )
+    parser.add_argument("--format", default="table", choices=["table", "markdown", "csv", "json"])
+    parser.add_argument("--output", type=Path, help="write there instead of to the screen")
+
+
+def run_model(args: argparse.Namespace) -> None:
+    """Measure detectors and print a row for each, mode, precision and batch."""
+    # imported here: `ops` needs no Detectron2
+    from piip.detection.latency import Contender, Protocol, compare
+    from piip.flops import format_rows
+
+    if args.device == "cuda" and not torch.cuda.is_available():
+        sys.exit("error: --device cuda, but PyTorch finds no GPU: use --device cpu")
+    torch.set_num_threads(args.threads)
+    protocol = Protocol(device=args.device, runs=args.runs, onednn_linear=args.onednn_linear)
+    try:
+        contenders = [Contender.from_config(config, protocol) for config in args.configs]
+    except (ValueError, FileNotFoundError) as error:
+        sys.exit(f"error: {error}")
+    rows: list[dict[str, Any]] = []
+    for mode in args.mode:
+        for precision in args.precision:
+            for batch in args.batch:
+                print(f"measuring {mode}, {precision}, batch {batch}", file=sys.stderr)
+                rows += compare(contenders, precision, batch, mode, protocol)
+    about = {
+        "machine": machine(args.device, args.threads),
+        "protocol": f"median of {args.runs} interleaved runs after warm-up, "
+        f"linear layers in oneDNN: {args.onednn_linear}",
+    }
+    if args.format == "json":
+        text = json.dumps({**about, "rows": rows}, indent=1)
+    elif args.format == "csv":
+        text = format_rows(rows, "csv")
+    else:
+        text = "\n".join([*about.values(), "", format_rows(rows, args.format)])
+    if args.output:
+        args.output.write_text(text + "\n", encoding="utf-8")
+    else:
+        print(text)
+
+
+def machine(device: str, threads: int) -> str:
+    """The processor that was measured, and the load on it."""
+    if device == "cuda":
+        name = torch.cuda.get_device_name()
+    else:
+        info = Path("/proc/cpuinfo")
+        lines = info.read_text().splitlines() if info.exists() else []
+        names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+        name = f"{names[0] if names else platform.processor()}, {threads} threads"
+    return f"{name}; torch {torch.__version__}; load {os.getloadavg()[0]:.1f}"
 
 
 if __name__ == "__main__":
