@@ -1,4 +1,4 @@
-"""Reads the published configurations: what they call a backbone becomes a model of this package."""
+"""Reads published configurations and checkpoints: they become models of this package."""
 
 from __future__ import annotations
 
@@ -9,9 +9,18 @@ from .backbone import PIIP, Stage
 from .branches import BEiTBranch, Branch, ConvNeXtBranch, UniPerceiverBranch, ViTBranch
 from .interaction import InteractionConfig
 from .neck import PyramidBackbone, published_pyramid
+from .official_detector import convert_detector, is_official, to_official_detector
 from .official_keys import convert_backbone, to_official_backbone
 
-__all__ = ["build_backbone", "build_branch", "convert_backbone", "to_official_backbone"]
+__all__ = [
+    "build_backbone",
+    "build_branch",
+    "convert_backbone",
+    "convert_detector",
+    "is_official",
+    "to_official_backbone",
+    "to_official_detector",
+]
 
 _ATTENTION = {"deform": "deformable", "normal": "regular"}
 _NUM_BRANCHES = {"PIIPTwoBranch": 2, "PIIPThreeBranch": 3, "PIIPFourBranch": 4}

@@ -16,14 +16,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-__all__ = ["check_values", "is_zip", "read_file", "read_state", "write_file"]
+__all__ = ["check_values", "read_file", "read_state", "state_dict_of", "unwrap", "write_file"]
 
 _CONTAINERS = ("state_dict", "model_state", "model", "module")
 _MAX_ENTRIES = 100_000  # the largest published detector has 3000
 _MAX_EXPANSION = 4  # archives of weights are stored, or compressed to no less than a half
 
 
-def is_zip(path: Path) -> bool:
+def _is_zip(path: Path) -> bool:
     """Whether a file begins as an archive does, which one that was cut off still does."""
     with path.open("rb") as file:
         return file.read(4) == b"PK\x03\x04"
@@ -35,31 +35,29 @@ def _check_archive(path: Path) -> None:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
     except zipfile.BadZipFile as error:
-        raise ValueError(f"{path} is cut off or damaged ({error}): fetch it again") from error
+        raise ValueError(f"{path} cannot be read: it is cut off or damaged ({error})") from error
     unpacked, size = sum(entry.file_size for entry in entries), path.stat().st_size
     if len(entries) > _MAX_ENTRIES or unpacked > _MAX_EXPANSION * size:
         raise ValueError(
-            f"{path} ({size} bytes) holds {len(entries)} entries of {unpacked} bytes in all, expected at "
-            f"most "
-            f"{_MAX_ENTRIES} entries and {_MAX_EXPANSION} times the size of the file: it is not a file of "
-            f"weights"
+            f"{path} cannot be read: its {size} bytes hold {len(entries)} entries of {unpacked} bytes in "
+            f"all, expected at most {_MAX_ENTRIES} entries and {_MAX_EXPANSION} times the size of the file"
         )
 
 
 def _read_torch(path: Path) -> Any:
-    if is_zip(path):
+    if _is_zip(path):
         _check_archive(path)
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         reason = next((line for line in str(error).splitlines() if "GLOBAL" in line or "class" in line), "")
         raise ValueError(
-            f"{path} is cut off, or holds more than tensors and plain containers, which could run code: "
-            f"expected a file that torch.load reads with weights_only=True {reason}".rstrip()
+            f"{path} cannot be read: it is cut off, or holds more than tensors and plain containers, which "
+            f"could run code; torch.load must take it with weights_only=True. {reason}".rstrip()
         ) from error
     except (EOFError, LookupError, RuntimeError, TypeError, ValueError) as error:  # of damaged files
         reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise ValueError(f"{path} cannot be read ({reason}): fetch it again") from error
+        raise ValueError(f"{path} cannot be read: {reason}") from error
 
 
 def _read_npz(path: Path) -> dict[str, Tensor]:
@@ -89,7 +87,7 @@ def read_file(path: str | os.PathLike[str]) -> Any:
     return _read_npz(path) if path.suffix == ".npz" else _read_torch(path)
 
 
-def _unwrap(content: Any) -> Any:
+def unwrap(content: Any) -> Any:
     """The state dict in the usual containers, at most two deep, without data parallelism's prefix."""
     for _ in range(2):
         if isinstance(content, Mapping):
@@ -102,16 +100,19 @@ def _unwrap(content: Any) -> Any:
     return content
 
 
-def read_state(path: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """The tensors of a state dict, by name, from a file of any common layout.
+def state_dict_of(content: Any, path: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """The tensors of a state dict, by name, from what a file of any common layout holds.
 
     Unwraps ``state_dict``, ``model`` and ``module`` (DeepSpeed) and removes the prefix ``module.``.
 
+    Args:
+        content: what :func:`read_file` returned.
+        path: of the file, for errors.
+
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it cannot be read, holds no state dict, or one with anything but sound tensors.
+        ValueError: there is no state dict, or one with anything but sound tensors.
     """
-    content = _unwrap(read_file(path))
+    content = unwrap(content)
     if not isinstance(content, Mapping) or not content:
         raise ValueError(
             f"{path} holds no state dict: expected tensors by name, got {type(content).__name__}"
@@ -131,6 +132,16 @@ def read_state(path: str | os.PathLike[str]) -> dict[str, Tensor]:
                 f"{value.untyped_storage().nbytes()} bytes: the file is damaged, or made to fill the memory"
             )
     return dict(content)
+
+
+def read_state(path: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """:func:`state_dict_of` what is in a file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it cannot be read, or holds no sound state dict.
+    """
+    return state_dict_of(read_file(path), path)
 
 
 def check_values(state: Mapping[str, Tensor], origin: object) -> None:

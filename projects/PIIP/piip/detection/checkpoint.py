@@ -3,29 +3,56 @@
 from __future__ import annotations
 
 import os
-import pickle
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
-from safetensors.torch import load_file
+from torch import Tensor
+
+from ..official_detector import convert_detector, is_official
+from ..tensor_file import read_file, state_dict_of, unwrap
 
 _SHOWN = 5  # keys named in an error, per kind of mismatch
 
 
-def _listing(title: str, entries: Sequence[str]) -> list[str]:
+def _listing(title: str, entries: Sequence[str], shown: int | None) -> list[str]:
     if not entries:
         return []
-    more = f", ... {len(entries) - _SHOWN} more" if len(entries) > _SHOWN else ""
-    return [f"{len(entries)} {title}: {', '.join(entries[:_SHOWN])}{more}"]
+    more = f", ... {len(entries) - shown} more" if shown is not None and len(entries) > shown else ""
+    return [f"{len(entries)} {title}: {', '.join(entries[:shown])}{more}"]
+
+
+def differences(
+    weights: Mapping[str, Tensor], model: Mapping[str, Tensor], *, shown: int | None = None
+) -> list[str]:
+    """What keeps weights from being loaded into a model; empty where they fit.
+
+    Args:
+        weights: those of a checkpoint.
+        model: the model's state dict.
+        shown: how many keys of each kind to name; None for all.
+
+    Returns:
+        One text for the keys missing, one for those unknown, one for those of another shape.
+    """
+    misshapen = [
+        f"{key} {tuple(weights[key].shape)} in the checkpoint, {tuple(model[key].shape)} here"
+        for key in model
+        if key in weights and weights[key].shape != model[key].shape
+    ]
+    return [
+        *_listing("keys missing", [key for key in model if key not in weights], shown),
+        *_listing("keys unknown", [key for key in weights if key not in model], shown),
+        *_listing("shapes differ", misshapen, shown),
+    ]
 
 
 class Checkpointer(DetectionCheckpointer):
     """Detectron2's checkpointer, strict: a checkpoint that does not fit the model is an error.
 
-    Reads `.pth` (tensors and plain containers only) and `.safetensors`. Weights for a single
-    branch go through `piip.pretrained`, published detectors through `piip.official`.
+    Reads `.pth` (tensors and plain containers only) and `.safetensors`, released detectors included: their
+    tensors are renamed on the way. Weights for a single branch go through `piip.pretrained`.
     """
 
     def load(self, path: str, checkpointables: list[str] | None = None) -> dict[str, Any]:
@@ -63,7 +90,7 @@ class Checkpointer(DetectionCheckpointer):
 
     def _load_file(self, filename: str) -> dict[str, Any]:
         if filename.endswith(".safetensors"):
-            return {"model": load_file(filename)}
+            return self._with_our_names({"model": read_file(filename)}, filename)
         if filename.endswith(".pkl"):
             raise ValueError(
                 f"checkpoint {filename} is a pickle, which can run code: convert it to .safetensors"
@@ -71,39 +98,20 @@ class Checkpointer(DetectionCheckpointer):
         loaded: dict[str, Any] = super()._load_file(filename)
         if not isinstance(loaded["model"], dict):
             raise ValueError(f"checkpoint {filename} holds no state dict under 'model': is it a checkpoint?")
-        return loaded
+        return self._with_our_names(loaded, filename)
+
+    def _with_our_names(self, loaded: dict[str, Any], filename: str) -> dict[str, Any]:
+        """Convert a released detector, and leave what else is in its file; others stay as they are."""
+        if not is_official(unwrap(loaded)):
+            return loaded
+        self.logger.info(f"{filename} is a released detector: converting the names of its tensors")
+        return {"model": convert_detector(state_dict_of(loaded, filename), filename)}
 
     def _torch_load(self, filename: str) -> Any:
-        try:
-            return torch.load(filename, map_location="cpu", weights_only=True)
-        except pickle.UnpicklingError as error:
-            raise ValueError(
-                f"checkpoint {filename} cannot be read: it is none, or holds more than tensors and numbers"
-            ) from error
-        except (
-            EOFError,
-            LookupError,
-            RuntimeError,
-            ValueError,
-        ) as error:  # what torch.load raises on broken files
-            reason = (str(error) or type(error).__name__).splitlines()[0]
-            raise ValueError(f"checkpoint {filename} cannot be read: {reason}") from error
+        return read_file(filename)
 
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
-        weights = checkpoint["model"]
-        model = self.model.state_dict()
-        mismatches = [
-            *_listing("keys missing", [key for key in model if key not in weights]),
-            *_listing("keys unknown", [key for key in weights if key not in model]),
-            *_listing(
-                "shapes differ",
-                [
-                    f"{key} {tuple(weights[key].shape)} in the checkpoint, {tuple(model[key].shape)} here"
-                    for key in model
-                    if key in weights and weights[key].shape != model[key].shape
-                ],
-            ),
-        ]
+        mismatches = differences(checkpoint["model"], self.model.state_dict(), shown=_SHOWN)
         if mismatches:
             raise ValueError(
                 f"checkpoint does not fit the model ({'; '.join(mismatches)}): give its own config"
