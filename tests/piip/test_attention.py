@@ -20,7 +20,7 @@ def test_windows_come_back(height: int, width: int, size: int, batch: int) -> No
     x = torch.arange(batch * height * width * 2.0).view(batch, height, width, 2) + 1
     windows = window_partition(x, size)
     assert windows.shape == (batch * -(-height // size) * -(-width // size), size, size, 2)
-    assert torch.equal(window_merge(windows, height, width), x)
+    assert torch.equal(window_merge(windows, batch, height, width), x)
     assert windows.count_nonzero() == x.numel()  # the rest is padding, and zero
 
 

@@ -25,27 +25,29 @@ def window_partition(x: Tensor, size: int) -> Tensor:
     batch, height, width, channels = x.shape
     pad_height, pad_width = -height % size, -width % size
     # traced, the graph must fit other sizes: it always pads, even by nothing
-    if pad_height or pad_width or torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or pad_height or pad_width:
         x = F.pad(x, (0, 0, 0, pad_width, 0, pad_height))
     rows, columns = (height + pad_height) // size, (width + pad_width) // size
     x = x.reshape(batch, rows, size, columns, size, channels).transpose(2, 3)  # (B, nH, nW, size, size, C)
     return x.reshape(batch * rows * columns, size, size, channels)
 
 
-def window_merge(windows: Tensor, height: int, width: int) -> Tensor:
+def window_merge(windows: Tensor, batch: int, height: int, width: int) -> Tensor:
     """Undo :func:`window_partition`, cutting the padding off.
 
     Args:
         windows: ``(B * nH * nW, size, size, C)``.
-        height, width: size of the map that was cut.
+        batch, height, width: size of the map that was cut.
 
     Returns:
         ``(B, height, width, C)``.
     """
     size, channels = windows.shape[1], windows.shape[3]
-    rows, columns = -(-height // size), -(-width // size)
-    x = windows.reshape(-1, rows, columns, size, size, channels).transpose(2, 3)  # (B, nH, size, nW, size, C)
-    x = x.reshape(-1, rows * size, columns * size, channels)
+    rows, columns = (height + -height % size) // size, (width + -width % size) // size
+    x = windows.reshape(batch, rows, columns, size, size, channels).transpose(
+        2, 3
+    )  # (B, nH, size, nW, size, C)
+    x = x.reshape(batch, rows * size, columns * size, channels)
     return x[:, :height, :width]
 
 
@@ -115,9 +117,9 @@ class TokenMapAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.window_size is None:
             return self.proj(self.attend(self.project_qkv(x)))
-        _, height, width, _ = x.shape
+        batch, height, width, _ = x.shape
         if self.pad_before_qkv:
             qkv = self.project_qkv(window_partition(x, self.window_size))
         else:
             qkv = window_partition(self.project_qkv(x), self.window_size)
-        return self.proj(window_merge(self.attend(qkv), height, width))
+        return self.proj(window_merge(self.attend(qkv), batch, height, width))
