@@ -1,29 +1,157 @@
-"""The published branch models, by the letters the paper uses."""
+"""The published branch models, by the letters the paper uses, and the weights they start from."""
 
 from collections.abc import Sequence
 from typing import Any
 
 from detectron2.config import LazyCall as L
 
-from piip.branches import ViTBranch
+from piip.branches import BEiTBranch, ConvNeXtBranch, Pretrained, UniPerceiverBranch, ViTBranch
 
-# channels, blocks, heads, drop path rate (constant over depth)
-_VITS = {
-    "T": (192, 12, 3, 0.05),
-    "S": (384, 12, 6, 0.05),
-    "B": (768, 12, 12, 0.15),
-    "L": (1024, 24, 16, 0.40),
+_META = "https://dl.fbaipublicfiles.com"
+_SIZES = {  # channels, blocks, heads
+    "T": (192, 12, 3),
+    "S": (384, 12, 6),
+    "B": (768, 12, 12),
+    "L": (1024, 24, 16),
+    "H": (1280, 32, 16),
+    "6B": (3200, 48, 25),
 }
+_NAMES = {"T": "tiny", "S": "small", "B": "base", "L": "large", "H": "huge"}
+Windows = int | Sequence[int | None] | None
 
 
-def vit(letter: str, window_sizes: int | Sequence[int | None] | None) -> Any:
-    """A DeiT (T) or DeiT III (S, B, L) branch; windows as in `piip.branches.ViTBranch`."""
-    embed_dim, depth, num_heads, drop_path_rate = _VITS[letter]
-    return L(ViTBranch)(
+def _branch(family: Any, letter: str, window_sizes: Windows, source: str, kind: str, **options: Any) -> Any:
+    embed_dim, depth, num_heads = _SIZES[letter]
+    return L(family)(
         embed_dim=embed_dim,
         depth=depth,
         num_heads=num_heads,
-        drop_path_rate=drop_path_rate,
         window_sizes=window_sizes,
-        pretrain_image_size=224,
+        pretrained=L(Pretrained)(source=source, family=kind),
+        **options,
+    )
+
+
+def vit(letter: str, window_sizes: Windows, pretrain_image_size: int = 224) -> Any:
+    """A DeiT (T) or DeiT III (S, B, L) branch; windows as in `piip.branches.ViTBranch`."""
+    if letter == "T":
+        source, family = f"{_META}/deit/deit_tiny_patch16_224-a1311bcf.pth", "deit"
+    else:
+        source, family = f"{_META}/deit/deit_3_{_NAMES[letter]}_{pretrain_image_size}_21k.pth", "deit3"
+    return _branch(
+        ViTBranch,
+        letter,
+        window_sizes,
+        source,
+        family,
+        drop_path_rate={"T": 0.05, "S": 0.05, "B": 0.15, "L": 0.40}[letter],  # constant over depth
+        pretrain_image_size=pretrain_image_size,
+    )
+
+
+def _intern_class(
+    letter: str, window_sizes: Windows, source: str, family: str, drop_path_rate: float, **options: Any
+) -> Any:
+    """What the published code builds as an InternViT: linear drop path, a class-token row of positions."""
+    return _branch(
+        ViTBranch,
+        letter,
+        window_sizes,
+        source,
+        family,
+        drop_path_rate=drop_path_rate,
+        drop_path_schedule="linear",
+        pos_embed_has_cls=True,
+        **options,
+    )
+
+
+def augreg(letter: str, window_sizes: Windows, activation: str = "gelu") -> Any:
+    """An AugReg branch, trained at 384 px."""
+    return _intern_class(
+        letter,
+        window_sizes,
+        f"timm:vit_{_NAMES[letter]}_patch16_384.augreg_in21k_ft_in1k",
+        "augreg",
+        {"S": 0.2, "B": 0.3, "L": 0.4}[letter],
+        pretrain_image_size=384,
+        activation=activation,
+    )
+
+
+def dinov2(letter: str, window_sizes: Windows) -> Any:
+    """A DINOv2 branch, trained at 518 px in patches of 14; patches are 16 here."""
+    name = f"dinov2_vit{letter.lower()}14"
+    return _intern_class(
+        letter,
+        window_sizes,
+        f"{_META}/dinov2/{name}/{name}_pretrain.pth",
+        "dinov2",
+        {"S": 0.2, "B": 0.3, "L": 0.4}[letter],
+        pretrain_image_size=518,
+    )
+
+
+def mae(letter: str, window_sizes: Windows, activation: str = "gelu") -> Any:
+    """An MAE branch."""
+    return _intern_class(
+        letter,
+        window_sizes,
+        f"{_META}/mae/pretrain/mae_pretrain_vit_{_NAMES[letter]}.pth",
+        "mae",
+        {"B": 0.15, "L": 0.4, "H": 0.4}[letter],
+        activation=activation,
+    )
+
+
+def internvit_6b(activation: str = "gelu") -> Any:
+    """InternViT-6B, all blocks global."""
+    return _intern_class(
+        "6B",
+        None,
+        "https://huggingface.co/OpenGVLab/InternVL/resolve/main/intern_vit_6b_224px.pth",
+        "internvit",
+        0.4,
+        qkv_bias=False,
+        qk_norm=True,
+        norm="rms_norm",
+        layer_scale=0.1,
+        activation=activation,
+    )
+
+
+def beitv2(letter: str, window_sizes: int) -> Any:
+    """A BEiTv2 branch."""
+    return _branch(
+        BEiTBranch,
+        letter,
+        window_sizes,
+        "https://github.com/addf400/files/releases/download/BEiT-v2/"
+        f"beitv2_{_NAMES[letter]}_patch16_224_pt1k_ft21k.pth",
+        "beitv2",
+        drop_path_rate={"B": 0.15, "L": 0.4}[letter],
+    )
+
+
+def uni_perceiver(letter: str, window_sizes: Windows) -> Any:
+    """A Uni-Perceiver branch."""
+    file = {"B": "base-L12-H768-224size-torch-pretrained", "L": "large-L24-H1024-224size-pretrained"}[letter]
+    return _branch(
+        UniPerceiverBranch,
+        letter,
+        window_sizes,
+        f"https://github.com/czczup/ViT-Adapter/releases/download/v0.3.1/uni-perceiver-{file}_converted.pth",
+        "uni_perceiver",
+        drop_path_rate={"B": 0.15, "L": 0.4}[letter],
+    )
+
+
+def convnext(letter: str) -> Any:
+    """A ConvNeXt branch."""
+    base, blocks = 128 if letter == "B" else 96, 9 if letter == "T" else 27
+    return L(ConvNeXtBranch)(
+        dims=[base, 2 * base, 4 * base, 8 * base],
+        depths=[3, 3, blocks, 3],
+        drop_path_rate={"T": 0.3, "S": 0.3, "B": 0.4}[letter],
+        pretrained=L(Pretrained)(source=f"timm:convnext_{_NAMES[letter]}.fb_in1k", family="convnext"),
     )

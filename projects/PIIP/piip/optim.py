@@ -16,9 +16,9 @@ __all__ = ["layer_decay_factors", "param_groups"]
 def layer_decay_factors(model: nn.Module, decay_rate: float) -> dict[str, float]:
     """Learning-rate factor of each parameter of a model that holds a PIIP.
 
-    With L blocks in the first (largest) model, a parameter before the blocks gets ``decay_rate ** (L + 1)``,
-    the last block of each branch ``decay_rate``, and everything that is not part of a branch 1. A branch of
-    fewer blocks takes larger steps, ``L / depth``, rounded down.
+    With L blocks in the first (largest) model that takes part, a parameter before the blocks gets
+    ``decay_rate ** (L + 1)``, the last block of each branch ``decay_rate``, and everything that is not part
+    of a branch 1. A branch of fewer blocks takes larger steps, ``L / depth``, rounded down.
 
     Args:
         model: any module with one :class:`piip.PIIP` inside.
@@ -34,7 +34,11 @@ def layer_decay_factors(model: nn.Module, decay_rate: float) -> dict[str, float]
     if len(found) != 1:
         raise ValueError(f"layer-wise decay needs a model with one PIIP backbone, this one has {len(found)}")
     ((prefix, piip),) = found
-    num_layers = piip.branches[0].depth
+    # ConvNeXts take no part: the first that does sets the scale
+    depths = [
+        b.depth for b in piip.branches if any(b.decay_depth(n) is not None for n, _ in b.named_parameters())
+    ]
+    num_layers = depths[0] if depths else 0
     factors = {name: 1.0 for name, _ in model.named_parameters()}
     for j, branch in enumerate(piip.branches):
         root = ".".join(filter(None, (prefix, "branches", str(j))))

@@ -1,6 +1,6 @@
 """PIIP in Detectron2. The only part of the package that needs Detectron2."""
 
 from .backbone import piip_backbone
-from .resize import ResizeToFit
+from .resize import OneOf, RandomResizeToFit, ResizeToFit
 
-__all__ = ["ResizeToFit", "piip_backbone"]
+__all__ = ["OneOf", "RandomResizeToFit", "ResizeToFit", "piip_backbone"]

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import cv2
 import numpy as np
 import numpy.typing as npt
-from detectron2.data.transforms import Augmentation
+from detectron2.data.transforms import Augmentation, AugmentationList
 from fvcore.transforms.transform import Transform
 
-__all__ = ["OpenCVResize", "ResizeToFit"]
+__all__ = ["OneOf", "OpenCVResize", "RandomResizeToFit", "ResizeToFit"]
 
 Array = npt.NDArray[Any]
 
@@ -62,8 +63,8 @@ class ResizeToFit(Augmentation):
     """Resize an image, up or down, to the largest size of its shape that fits into two edge lengths.
 
     ``scale = min(long_edge / long side, short_edge / short side)``, sides rounded to
-    ``int(side * scale + 0.5)``. For ``long_edge=1120, short_edge=672`` an image of 640x480 px becomes 896x672,
-    one of 640x360 becomes 1120x630.
+    ``int(side * scale + 0.5)``. For ``long_edge=1120, short_edge=672`` an image of 640x480 px becomes
+    896x672, one of 640x360 becomes 1120x630.
 
     Args:
         long_edge: largest length of the longer side, in pixels.
@@ -87,3 +88,34 @@ class ResizeToFit(Augmentation):
         scale = min(self.long_edge / max(height, width), self.short_edge / min(height, width))
         new_height, new_width = (max(int(side * scale + 0.5), 1) for side in (height, width))
         return OpenCVResize(height, width, new_height, new_width)
+
+
+class RandomResizeToFit(Augmentation):
+    """:class:`ResizeToFit` with a short edge drawn anew for each image.
+
+    Args:
+        long_edge: largest length of the longer side, in pixels.
+        short_edges: largest lengths of the shorter side, each as likely.
+    """
+
+    def __init__(self, long_edge: int, short_edges: Sequence[int]) -> None:
+        super().__init__()
+        self.resizes = [ResizeToFit(long_edge, short_edge) for short_edge in short_edges]
+
+    def get_transform(self, image: Array) -> OpenCVResize:
+        return self.resizes[np.random.randint(len(self.resizes))].get_transform(image)
+
+
+class OneOf(Augmentation):
+    """One of several lists of augmentations, each as likely.
+
+    Args:
+        policies: the lists.
+    """
+
+    def __init__(self, policies: Sequence[Sequence[Augmentation]]) -> None:
+        super().__init__()
+        self.policies = [AugmentationList(list(policy)) for policy in policies]
+
+    def __call__(self, aug_input: Any) -> Transform:
+        return self.policies[np.random.randint(len(self.policies))](aug_input)

@@ -1,0 +1,12 @@
+"""PIIP-H6B: MAE-H at 1024, InternViT-6B at 512 px. Published AP: box 55.8, mask 49.0."""
+
+from ..common.branches import internvit_6b, mae
+from ..common.data.coco_multiscale import dataloader, set_multiscale
+from ..common.models.mask_rcnn_piip import model
+from ..common.recipe_1x import lr_multiplier, optimizer, train
+
+model.backbone.piip.branches = [internvit_6b(), mae("H", None)]
+model.backbone.piip.image_sizes = [512, 1024]
+model.backbone.piip.grad_checkpointing = True
+model.backbone.size_divisibility = 64
+set_multiscale(1024)
