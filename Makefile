@@ -9,7 +9,7 @@ DETECTRON2_COMMIT := 02b5c4e295e990042a714712c21dc79b731e8833
 DETECTRON2 ?= git+https://github.com/facebookresearch/detectron2.git@$(DETECTRON2_COMMIT)
 
 .DELETE_ON_ERROR:
-.PHONY: help setup check-detectron2 demo test bench tables lint format
+.PHONY: help setup check-detectron2 demo test bench tables zoo-check lint format
 
 help: ## List the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -61,8 +61,18 @@ test: setup ## All tests
 bench: setup ## Time the attention operator against its plain PyTorch definition
 	$(BIN)/python tools/benchmark.py ops
 
-tables: setup ## Reproduce the published cost tables
-	$(BIN)/python tools/flop_count.py --reproduce main
+tables: setup docs/latency.json ## Reproduce the published cost tables, count and draw: docs/cost.md
+	$(BIN)/python tools/cost_tables.py
+
+LATENCY_CONFIGS := configs/comparison/detectron2_vitdet_b.py $(patsubst %,configs/COCO/mask_rcnn_%_1x.py, \
+    vitdet_b_1024 piip_tsb_1120_896_448 piip_tsb_1568_896_448 piip_tsb_1568_1120_672)
+
+# Measured where it is absent only: it takes a quiet machine and some ten minutes of it.
+docs/latency.json: | $(STAMPS)/package
+	$(BIN)/python tools/benchmark.py model $(LATENCY_CONFIGS) --onednn-linear piip --format json --output $@
+
+zoo-check: setup ## Build every config of the model zoo and check its row
+	$(BIN)/python tools/model_zoo.py --check
 
 lint: setup ## Format check, lint, types
 	$(BIN)/ruff format --check .

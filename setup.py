@@ -18,7 +18,7 @@ from torch.utils.cpp_extension import CUDA_HOME, BuildExtension, CppExtension, C
 PIIP_ROOT = "projects/PIIP"
 SOURCES = Path("piip_ops/csrc")
 # at::parallel_for runs in one thread unless the file that calls it is compiled with OpenMP.
-CXX_FLAGS = ["-O3", "-std=c++20", "-fopenmp", "-Wall"]
+CXX_FLAGS = ["-O3", "-g0", "-std=c++20", "-fopenmp", "-Wall"]
 NVCC_FLAGS = ["-O3", "-std=c++20", "-lineinfo"]
 
 

@@ -13,7 +13,9 @@ from .models import randomise, tiny_piip
 
 
 @settings(deadline=None, max_examples=20)
-@given(st.integers(1, 2), st.integers(1, 7), st.integers(1, 7), st.integers(1, 40), st.booleans(), st.booleans())
+@given(
+    st.integers(1, 2), st.integers(1, 7), st.integers(1, 7), st.integers(1, 40), st.booleans(), st.booleans()
+)
 def test_same_as_linear(batch: int, height: int, width: int, dim: int, bias: bool, cropped: bool) -> None:
     linear = nn.Linear(dim, 24, bias=bias)
     ours = use_onednn_linear(nn.Sequential(linear))[0]

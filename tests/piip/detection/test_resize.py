@@ -11,10 +11,11 @@ from ... import require
 
 require.detectron2()
 
-from detectron2.data.transforms import AugInput, ResizeTransform  # noqa: E402
-from detectron2.structures import BoxMode  # noqa: E402
-from piip.detection import ResizeToFit  # noqa: E402
-from piip.detection.resize import OpenCVResize  # noqa: E402
+from detectron2.data.transforms import AugInput, ResizeTransform
+from detectron2.structures import BoxMode
+
+from piip.detection import ResizeToFit
+from piip.detection.resize import OpenCVResize
 
 
 def bilinear(image: np.ndarray, height: int, width: int) -> np.ndarray:

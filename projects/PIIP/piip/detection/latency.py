@@ -183,6 +183,7 @@ def _peak_memory(run: Callable[[], Any], device: str) -> int | None:
         run()
         return torch.cuda.max_memory_allocated() - before
     if not _CLEAR_REFS.exists():
+        run()
         return None
     _CLEAR_REFS.write_text("5")  # the peak starts anew from what is resident now
     before = _resident("VmRSS")
@@ -257,7 +258,7 @@ def compare(
 ) -> list[dict[str, Any]]:
     """Measure models side by side, the runs of one between those of the others.
 
-    Each is run once before the clock counts, and once more for its memory. "backbone" reaches up to the map
+    Each is run once before the clock counts; that run tells its memory. "backbone" reaches up to the map
     from which the neck starts. In inference in half precision the backbone's weights are kept in it and the
     rest runs under autocast; in training all runs under autocast with weights in float32. A training step is
     forward, backward and AdamW.
@@ -279,8 +280,6 @@ def compare(
     """
     prepare = {"inference": _inference, "training": _training}[mode]
     runs = [prepare(contender, precision, batch, protocol) for contender in contenders]
-    for run in runs:
-        run()
     memory = [_peak_memory(run, protocol.device) for run in runs]
     times = [[run() for run in runs] for _ in range(protocol.runs)]
     peak = matmul_peak(protocol.device, PRECISIONS[precision])
