@@ -1,0 +1,256 @@
+#!/usr/bin/env python
+"""Write docs/cost.md and its pictures: the published cost tables reproduced, actual costs, measured latency.
+
+tools/cost_tables.py [--latency docs/latency.json]
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+
+from piip.detection.cost import detector_cost, load_detector
+from piip.flops import Part, build_on_meta, format_rows
+from piip.flops.tables import TABLES, reproduce
+
+ROOT = Path(__file__).resolve().parents[1]
+CONFIGS = ROOT / "configs" / "COCO"
+DETECTORS = {  # rows of the main table whose detectors are taken apart: label -> config
+    "ViT-B 1024": "mask_rcnn_vitdet_b_1024_1x",
+    "ViT-L 1024": "mask_rcnn_vitdet_l_1024_1x",
+    "PIIP-TSB 1120/896/448": "mask_rcnn_piip_tsb_1120_896_448_1x",
+    "PIIP-TSB 1568/896/448": "mask_rcnn_piip_tsb_1568_896_448_1x",
+    "PIIP-TSB 1568/1120/672": "mask_rcnn_piip_tsb_1568_1120_672_1x",
+    "PIIP-SBL 1120/672/448": "mask_rcnn_piip_sbl_1120_672_448_1x",
+    "PIIP-SBL 1344/896/448": "mask_rcnn_piip_sbl_1344_896_448_1x",
+    "PIIP-SBL 1568/896/672": "mask_rcnn_piip_sbl_1568_896_672_1x",
+    "PIIP-TSBL 1344/896/672/448": "mask_rcnn_piip_tsbl_1344_896_672_448_1x",
+    "PIIP-TSBL 1568/1120/672/448": "mask_rcnn_piip_tsbl_1568_1120_672_448_1x",
+    "PIIP-TSBL 1792/1568/1120/448": "mask_rcnn_piip_tsbl_1792_1568_1120_448_1x",
+}
+STYLES = {  # family -> colour, marker; the colours differ in lightness too, and read without colour
+    "ViT": ("#1a1a1a", "s"),
+    "PIIP-TSB": ("#0072b2", "o"),
+    "PIIP-SBL": ("#d55e00", "^"),
+    "PIIP-TSBL": ("#8fbf3f", "D"),
+}
+GROUPS = {  # parts of a detector, as the stacked bars show them: name -> shade, hatch
+    "branches": ("#222222", ""),
+    "interactions": ("#777777", ""),
+    "merge": ("#bbbbbb", "//"),
+    "neck": ("#0072b2", ""),
+    "heads": ("#9ecae1", "\\\\"),
+}
+COLUMNS = {
+    "model": "model",
+    "resolution": "resolution",
+    "gflops_published": "GFLOPs published",
+    "gflops": "ours",
+    "difference_percent": "difference %",
+    "params_m_published": "params published (M)",
+    "params_m": "ours (M)",
+    "gflops_actual": "actual GFLOPs",
+    "params_m_actual": "actual params (M)",
+    "status": "status",
+}
+LATENCY_COLUMNS = {
+    "model": "config",
+    "mode": "mode",
+    "precision": "precision",
+    "batch": "batch",
+    "backbone_ms": "backbone ms",
+    "backbone_spread_ms": "spread",
+    "neck_ms": "neck ms",
+    "detector_ms": "detector ms",
+    "detector_spread_ms": "spread of it",
+    "peak_mb": "peak MB",
+    "gflops_backbone": "backbone GFLOPs",
+    "peak_fraction": "of matmul peak",
+    "ratio_backbone": "ratio, backbone",
+    "ratio_detector": "ratio, detector",
+}
+LATENCY_NOTE = """\
+Medians; spread is largest less smallest. Backbone is up to the map from which the neck starts, peak MB what
+a run adds to memory. Ratios are to the first model of a table.
+"""
+PUBLISHED_AP = "box AP as published (Mask R-CNN, 1x)"
+INTRODUCTION = """\
+# What PIIP costs
+
+Written by `make tables`. One multiply-add is one FLOP; everything is for one image.
+
+Two accountings are in use, and they differ:
+
+- **published**: the rules of the published tables, in closed form. Their counter ran on another model than
+  the detector: it merges branches by linear layers, ends in a 1000-way head, has no pyramid, and does not
+  pad windows.
+- **actual**: fvcore on the model itself, on the meta device. Window padding, the 3x3 convolutions of the
+  merge and, where it says so, neck and heads are included. Elementwise operators are not counted.
+"""
+NOTES = """\
+*ours* is the published accounting. *actual* reaches up to the merged map, for a single transformer up to
+its deconvolution stack, so that it compares with the released backbones; *actual params* include the stack.
+The released code's own counter leaves out attention among the padding of windows; the field
+`gflops_released_rules` in `tools/flop_count.py --reproduce TABLE --format json` does too.
+"""
+
+
+def family(label: str) -> str:
+    """The key of a model in STYLES."""
+    name = label.partition(" ")[0]
+    return "ViT" if name.startswith("ViT") else name
+
+
+def grouped(total: Part) -> dict[str, float]:
+    """GFLOPs of a detector by the keys of GROUPS."""
+    sums = dict.fromkeys(GROUPS, 0.0)
+    for name, part in total.parts.items():
+        group = "branches" if name.startswith("branch") or name == "resizing" else name
+        sums["heads" if name.endswith("_head") else group] += part.gflops
+    return sums
+
+
+def points(axes: Axes, values: dict[str, tuple[float, float]], x_label: str) -> None:
+    """Draw models as points, those of a family joined, from label -> (cost, AP)."""
+    for name, (colour, marker) in STYLES.items():
+        chosen = sorted(values[label] for label in values if family(label) == name)
+        if chosen:
+            x, y = zip(*chosen, strict=True)
+            axes.plot(x, y, color=colour, marker=marker, markersize=6, linewidth=1.4, label=name)
+    axes.set_xlabel(x_label)
+    axes.set_ylabel(PUBLISHED_AP)
+    axes.grid(color="#dddddd", linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.legend(loc="lower right", frameon=True)
+
+
+def save(figure: Any, folder: Path, name: str) -> str:
+    """Save a picture and return the markdown that shows it."""
+    figure.tight_layout()
+    figure.savefig(folder / f"{name}.png", dpi=90)
+    plt.close(figure)
+    return f"![{name.replace('-', ' ')}]({name}.png)"
+
+
+def draw_flops(costs: dict[str, dict[str, float]], rows: Sequence[dict[str, Any]], folder: Path) -> str:
+    """AP against GFLOPs in both accountings."""
+    by_label = {f"{row['model']} {row['resolution']}": row for row in rows}
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.4), sharey=True)
+    published = {label: (by_label[label]["gflops_published"], by_label[label]["ap_box"]) for label in costs}
+    actual = {
+        label: (
+            sum(cost[group] for group in ("branches", "interactions", "merge")),
+            by_label[label]["ap_box"],
+        )
+        for label, cost in costs.items()
+    }
+    points(left, published, "GFLOPs, published accounting")
+    points(right, actual, "GFLOPs, actual, up to the merged map")
+    limit = 1.05 * max(x for x, _ in [*published.values(), *actual.values()])
+    for axes in (left, right):
+        axes.set_xlim(0, limit)
+    right.set_ylabel("")
+    return save(figure, folder, "ap-against-gflops")
+
+
+def draw_parts(costs: dict[str, dict[str, float]], folder: Path) -> str:
+    """Stacked bars of what each detector spends where."""
+    figure, axes = plt.subplots(figsize=(9.5, 4.8))
+    labels = list(costs)[::-1]
+    left = [0.0] * len(labels)
+    for group, (colour, hatch) in GROUPS.items():
+        widths = [costs[label][group] for label in labels]
+        axes.barh(labels, widths, left=left, color=colour, hatch=hatch, edgecolor="white", label=group)
+        left = [start + width for start, width in zip(left, widths, strict=True)]
+    for place, end in enumerate(left):
+        axes.text(end + 15, place, f"{end:.0f}", va="center")
+    axes.set_xlim(0, 1.1 * max(left))
+    axes.set_xlabel("actual GFLOPs of the whole detector, one square image")
+    axes.legend(loc="upper center", bbox_to_anchor=(0.4, 1.1), ncol=len(GROUPS), frameon=False)
+    return save(figure, folder, "cost-by-part")
+
+
+def latency_section(path: Path, rows: Sequence[dict[str, Any]], folder: Path) -> list[str]:
+    """Tables of measurements, each with its machine, and AP against latency."""
+    ap = {f"{row['model']} {row['resolution']}": row["ap_box"] for row in rows}
+    labels = {config: label for label, config in DETECTORS.items()}
+    lines = ["## Latency", "", "Weights at random: time does not depend on them.", LATENCY_NOTE]
+    measured: dict[str, tuple[float, float]] = {}
+    sessions = json.loads(path.read_text(encoding="utf-8"))
+    for session in sessions if isinstance(sessions, list) else [sessions]:
+        shown = [{title: row[key] for key, title in LATENCY_COLUMNS.items()} for row in session["rows"]]
+        about = f"{session['machine']}; {session['protocol']}."
+        lines += ["", about, "", format_rows(shown, "markdown")]
+        for row in session["rows"]:
+            label = labels.get(row["model"])
+            if label and (row["mode"], row["precision"], row["batch"]) == ("inference", "fp32", 1):
+                measured[label] = (row["backbone_ms"] / 1e3, ap[label])
+    figure, axes = plt.subplots(figsize=(6.5, 4.4))
+    points(axes, measured, "seconds to the merged map, CPU, float32, one image")
+    axes.set_xlim(left=0)
+    return [*lines, "", save(figure, folder, "ap-against-latency")]
+
+
+def main() -> None:
+    """Count, draw and write."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--latency", type=Path, default=ROOT / "docs" / "latency.json")
+    parser.add_argument(
+        "--output", type=Path, default=ROOT / "docs", help="folder of cost.md and the pictures"
+    )
+    args = parser.parse_args()
+    args.output.mkdir(parents=True, exist_ok=True)
+
+    costs = {}
+    for label, config in DETECTORS.items():
+        print(f"counting {label}", file=sys.stderr)
+        with build_on_meta():
+            detector = load_detector(str(CONFIGS / f"{config}.py"))
+        costs[label] = grouped(detector_cost(detector).total)
+    tables = {}
+    for table in TABLES:
+        print(f"reproducing {table}", file=sys.stderr)
+        tables[table] = list(reproduce(table))
+
+    lines = [INTRODUCTION, "## Accuracy for cost", "", draw_flops(costs, tables["main"], args.output), ""]
+    lines += [
+        "## Where it goes",
+        "",
+        draw_parts(costs, args.output),
+        "",
+        "Actual GFLOPs of whole detectors:",
+        "",
+    ]
+    whole = [{"detector": label, **cost, "total": sum(cost.values())} for label, cost in costs.items()]
+    lines += [format_rows(whole, "markdown"), ""]
+    if args.latency.exists():
+        lines += [*latency_section(args.latency, tables["main"], args.output), ""]
+    lines += ["## Published tables", "", NOTES]
+    for table, rows in tables.items():
+        shown = [{title: row[key] for key, title in COLUMNS.items()} for row in rows]
+        lines += [f"### {table}", "", format_rows(shown, "markdown"), ""]
+        readings = {
+            reading["reading"]: [
+                {True: "reproduces", False: "does not"}.get(other.get("reproduces"), f"{other['gflops']:.2f}")
+                for row in rows
+                for other in row.get("readings", [])
+                if other["reading"] == reading["reading"]
+            ]
+            for row in rows
+            for reading in row.get("readings", [])
+        }
+        if readings:
+            lines += ["Ways to read the rows that the paper does not define, row by row:", ""]
+            lines += [f"- {text}: {', '.join(verdicts)}" for text, verdicts in readings.items()] + [""]
+    (args.output / "cost.md").write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
