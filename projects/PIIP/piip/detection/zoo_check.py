@@ -28,11 +28,11 @@ def check(released: Released, configs: Path) -> list[str]:
         "params_m": (sum(p.numel() for p in backbone.parameters()) / 1e6, released.params_m, 0.005),
         "gflops": (actual_cost(backbone.piip, pyramid=pyramid).total.gflops, released.gflops, 0.05),
     }
-    if released.gflops_published is not None:  # published figures are rounded, 1873.96 even to 1874
+    if released.gflops_published is not None:  # published figures were rounded twice: 1740.49 is 1741
         counted["gflops_published"] = (
             published_cost(backbone.piip).total.gflops,
             released.gflops_published,
-            0.5,
+            0.6,
         )
     sizes = "/".join(str(size) for size in reversed(backbone.piip.image_sizes))
     problems = (
