@@ -9,7 +9,7 @@ DETECTRON2_COMMIT := 02b5c4e295e990042a714712c21dc79b731e8833
 DETECTRON2 ?= git+https://github.com/facebookresearch/detectron2.git@$(DETECTRON2_COMMIT)
 
 .DELETE_ON_ERROR:
-.PHONY: help setup check-detectron2 demo test bench tables zoo-check lint format
+.PHONY: help setup check-detectron2 demo test check-cuda sanitize bench tables zoo-check lint format
 
 help: ## List the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -55,8 +55,15 @@ demo: setup ## Train a small PIIP Mask R-CNN on the CPU, evaluate it, draw what 
 # What Detectron2's own imports warn of would drown the lines that matter.
 demo: export PYTHONWARNINGS := ignore
 
+# One process a core and one thread each: most tests are too small for two threads to help them.
 test: setup ## All tests
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal
+
+check-cuda: setup ## Compile the CUDA sources, which needs nvcc but no GPU
+	$(BIN)/python -m piip_ops.compile_cuda --arch 80 90
+
+sanitize: ## Run the CPU kernels over random shapes under the address sanitizer
+	tools/sanitize_ops.sh
 
 bench: setup ## Time the attention operator against its plain PyTorch definition
 	$(BIN)/python tools/benchmark.py ops

@@ -154,6 +154,8 @@ class ViTBranch(Branch):
         """Initialise as the class says; biases are zero."""
         if self.pos_embed is not None:
             nn.init.trunc_normal_(self.pos_embed, std=0.02)
+        if weight_init == "xavier":
+            nn.init.xavier_uniform_(self.patch_embed.proj.weight.flatten(1))
         for module in (module for block in self.blocks for module in block.modules()):
             if isinstance(module, nn.Linear):
                 if weight_init == "xavier":

@@ -85,19 +85,11 @@ def _coverage(
     return coverage
 
 
-def _colour(rng: np.random.Generator) -> npt.NDArray[np.float32]:
-    return rng.uniform(20, 235, 3).astype(np.float32)
-
-
 def _background(rng: np.random.Generator, size: int) -> npt.NDArray[np.float32]:
-    """(size, size, 3) smooth colour blotches with a few strokes that belong to no object."""
-    blotches = rng.uniform(0, 255, (int(rng.integers(2, 6)),) * 2 + (3,)).astype(np.float32)
-    image = cv2.resize(blotches, (size, size), interpolation=cv2.INTER_CUBIC)
-    image = image.mean() + rng.uniform(0.3, 0.9) * (image - image.mean())
-    for _ in range(int(rng.integers(0, 5))):
-        (x0, y0), (x1, y1) = rng.integers(0, size, (2, 2)).tolist()
-        cv2.line(image, (x0, y0), (x1, y1), _colour(rng).tolist(), int(rng.integers(1, 3)), cv2.LINE_AA)
-    return image
+    """(size, size, 3) smooth blotches, nearly grey, because hue is what tells small objects apart."""
+    blotches = rng.uniform(30, 225, (int(rng.integers(2, 6)),) * 2 + (1,))
+    blotches = (blotches + rng.uniform(-20, 20, blotches.shape[:2] + (3,))).astype(np.float32)
+    return np.asarray(cv2.resize(blotches, (size, size), interpolation=cv2.INTER_CUBIC))
 
 
 def _texture(
