@@ -2,6 +2,7 @@
 """Benchmarks, side by side in one process.
 
 tools/benchmark.py ops                   the attention operator against its reference
+tools/benchmark.py end-to-end CONFIG     a whole PIIP with the operator and with its reference
 tools/benchmark.py model CONFIG [CONFIG ...]   detectors: latency, memory, and what they make of the machine
 """
 
@@ -27,6 +28,12 @@ def main() -> None:
     model = commands.add_parser("model", help="detectors: latency, throughput, memory")
     add_model_arguments(model)
     model.set_defaults(run=run_model)
+    whole = commands.add_parser("end-to-end", help="a whole PIIP with the operator and with its reference")
+    whole.add_argument("config", metavar="CONFIG", help="LazyConfig of a detector with a PIIP")
+    whole.add_argument("--batch", type=int, default=1, help="images in a run (default: %(default)s)")
+    whole.add_argument("--runs", type=int, default=3, help="timed runs, whose median counts")
+    whole.add_argument("--threads", type=int, default=os.cpu_count(), help="of the CPU")
+    whole.set_defaults(run=run_end_to_end)
     args = parser.parse_args()
     args.run(args)
 
@@ -85,6 +92,21 @@ def run_model(args: argparse.Namespace) -> None:
         args.output.write_text(text + "\n", encoding="utf-8")
     else:
         print(text)
+
+
+def run_end_to_end(args: argparse.Namespace) -> None:
+    """Print what the operator saves of a forward pass and of a training step."""
+    from piip.detection.operator_share import compare_operators
+    from piip.flops import format_rows
+
+    torch.set_num_threads(args.threads)
+    try:
+        rows = compare_operators(args.config, batch=args.batch, runs=args.runs)
+    except (ValueError, FileNotFoundError) as error:
+        sys.exit(f"error: {error}")
+    print(machine("cpu", args.threads))
+    print(f"{Path(args.config).stem}, float32, batch {args.batch}, median of {args.runs} runs taking turns\n")
+    print(format_rows(rows, "table"))
 
 
 def machine(device: str, threads: int) -> str:

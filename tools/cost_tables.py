@@ -126,7 +126,8 @@ def points(axes: Axes, values: dict[str, tuple[float, float]], x_label: str) -> 
     axes.set_ylabel(PUBLISHED_AP)
     axes.grid(color="#dddddd", linewidth=0.6)
     axes.set_axisbelow(True)
-    axes.legend(loc="lower right", frameon=True)
+    # above, where no point can lie
+    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncol=2, frameon=False)
 
 
 def save(figure: Any, folder: Path, name: str) -> str:

@@ -194,6 +194,13 @@ def test_parts_add_up() -> None:
     assert names == ["branch1", "branch2", "branch3", "interactions", "merge"]
 
 
+def test_tapped_stages_are_merged_too() -> None:
+    """The maps of a plain transformer's stages have the size of the last, and so the cost of its merge."""
+    last, both = (actual_cost(small_piip(tap_stages=taps)).total.parts["merge"] for taps in ((), (0,)))
+    assert both.macs == 2 * last.macs
+    assert both.params == 2 * last.params
+
+
 def test_cost_grows_with_the_input() -> None:
     piip = small_piip(branch={"window_sizes": 4}, image_sizes=(32, 32, 64))
     one, two = (actual_cost(piip, size).total.parts["merge"].macs for size in ((64, 64), (64, 128)))

@@ -201,3 +201,19 @@ def test_latency_of_two_models() -> None:
     assert all(map(torch.equal, weights, contenders[0].detector.parameters()))
     step = compare(contenders, "fp32", 2, "training", protocol)[0]
     assert step["detector_ms"] > 0 and step["backbone_ms"] is None
+
+
+@pytest.mark.slow
+def test_operator_against_reference_end_to_end() -> None:
+    """Both forms are timed, and the model has its own operator back afterwards."""
+    from piip import cross_attention
+    from piip.detection.operator_share import compare_operators
+    from piip_ops import deform_cross_attn
+
+    forward, step = compare_operators(QUICK, runs=1)
+    for row in (forward, step):
+        assert row["saved_percent"] == pytest.approx(100 - 100 * row["operator_ms"] / row["reference_ms"])
+    assert 0 < forward["operator_ms"] < step["operator_ms"]
+    assert cross_attention.deform_cross_attn is deform_cross_attn
+    with pytest.raises(ValueError, match="has no PIIP"):
+        compare_operators(VITDET)

@@ -31,7 +31,7 @@ _COLOURS = (
 )  # RGB, to draw
 
 MIN_EXTENT = 8  # pixels: the larger side of the smallest object
-_MIN_VISIBLE = 0.4  # an object is never hidden beyond this fraction of its own pixels
+_MIN_VISIBLE = 0.7  # an object is never hidden beyond this fraction of its own pixels
 _SUPERSAMPLING = 4
 
 Image = npt.NDArray[np.uint8]
@@ -87,9 +87,9 @@ def _coverage(
 
 def _background(rng: np.random.Generator, size: int) -> npt.NDArray[np.float32]:
     """(size, size, 3) smooth blotches, nearly grey, because hue is what tells small objects apart."""
-    blotches = rng.uniform(30, 225, (int(rng.integers(2, 6)),) * 2 + (1,))
-    blotches = (blotches + rng.uniform(-20, 20, blotches.shape[:2] + (3,))).astype(np.float32)
-    return np.asarray(cv2.resize(blotches, (size, size), interpolation=cv2.INTER_CUBIC))
+    cells = int(rng.integers(2, 6))
+    blotches = rng.uniform(30, 225, (cells, cells, 1)) + rng.uniform(-20, 20, (cells, cells, 3))
+    return np.asarray(cv2.resize(blotches.astype(np.float32), (size, size), interpolation=cv2.INTER_CUBIC))
 
 
 def _texture(
@@ -119,18 +119,18 @@ def _plan(rng: np.random.Generator, size: int) -> list[tuple[int, float, tuple[f
         return float(rng.uniform(margin, size - margin)), float(rng.uniform(margin, size - margin))
 
     objects = []
-    kind = rng.choice(["loose", "filled", "crowd"], p=[0.45, 0.35, 0.2])
+    kind = rng.choice(["loose", "filled", "crowd"], p=[0.5, 0.35, 0.15])
     if kind == "filled":
         extent = rng.uniform(0.7, 1.1) * size
         objects.append((int(rng.integers(len(CLASSES))), extent, anywhere(extent)))
     if kind == "crowd":
         label = int(rng.integers(len(CLASSES)))
         middle, spread = rng.uniform(0.3, 0.7, 2) * size, rng.uniform(0.15, 0.3) * size
-        for _ in range(int(rng.integers(8, 17))):
+        for _ in range(int(rng.integers(8, 15))):
             x, y = np.clip(rng.normal(middle, spread), MIN_EXTENT, size - MIN_EXTENT).tolist()
-            objects.append((label, log_uniform(MIN_EXTENT, 0.16 * size), (x, y)))
+            objects.append((label, log_uniform(MIN_EXTENT, 0.3 * size), (x, y)))
     for _ in range(int(rng.integers(2, 7))):
-        extent = log_uniform(MIN_EXTENT, 0.6 * size if kind == "loose" else 0.3 * size)
+        extent = log_uniform(0.08 * size, 0.6 * size if kind == "loose" else 0.3 * size)
         objects.append((int(rng.integers(len(CLASSES))), extent, anywhere(extent)))
     return sorted(objects, key=lambda planned: -planned[1])
 

@@ -174,21 +174,23 @@ def attention_padding(piip: PIIP, input_size: tuple[int, int]) -> int:
     return macs
 
 
-class _WithPyramid(nn.Module):
-    """Returns every map, so that a trace keeps all of them."""
+class _EveryMap(nn.Module):
+    """Returns every map, those of tapped stages included, so that a trace keeps all of them."""
 
-    def __init__(self, piip: PIIP, pyramid: DeconvPyramid) -> None:
+    def __init__(self, piip: PIIP, pyramid: DeconvPyramid | None) -> None:
         super().__init__()
-        self.body = PyramidBackbone(piip, pyramid)
+        self.body = piip if pyramid is None else PyramidBackbone(piip, pyramid)
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        if isinstance(self.body, PIIP):
+            return tuple(self.body.forward_pyramid(x))
         return tuple(self.body(x).values())
 
 
 def actual_cost(
     piip: PIIP, input_size: tuple[int, int] | None = None, *, pyramid: DeconvPyramid | None = None
 ) -> Report:
-    """Count what a PIIP runs, from the image to the merged map.
+    """Count what a PIIP runs, from the image to the merged map, and to those of tapped stages.
 
     Args:
         piip: on the meta device.
@@ -202,12 +204,11 @@ def actual_cost(
     check_input_size(size, piip.stride)
     image = torch.empty(1, 3, *size, device="meta")
     locate = piip_locator(piip)
-    if pyramid is None:
-        piip.eval()
-        return collect(piip, count_operators(piip, (image,)), locate, size, [])
-    model = _WithPyramid(piip, pyramid).eval()
+    model = _EveryMap(piip, pyramid).eval()
+    below = ["body"] if pyramid is None else ["body", "piip"]
 
     def locate_below(name: Sequence[str], operator: str | None) -> Path:
-        return locate(name[2:], operator) if name[:2] == ["body", "piip"] else neck_part(operator)
+        inside = list(name[: len(below)]) == below
+        return locate(name[len(below) :], operator) if inside else neck_part(operator)
 
     return collect(model, count_operators(model, (image,)), locate_below, size, [])
