@@ -76,7 +76,8 @@ LATENCY_COLUMNS = {
 }
 LATENCY_NOTE = """\
 Medians; spread is largest less smallest. Backbone is up to the map from which the neck starts, peak MB what
-a run adds to memory. Ratios are to the first model of a table.
+a run adds to memory. Ratios are to the first model of a table. [latency.md](latency.md) says where the time
+goes.
 """
 PUBLISHED_AP = "box AP as published (Mask R-CNN, 1x)"
 INTRODUCTION = """\
@@ -180,7 +181,7 @@ def latency_section(path: Path, rows: Sequence[dict[str, Any]], folder: Path) ->
     """Tables of measurements, each with its machine, and AP against latency."""
     ap = {f"{row['model']} {row['resolution']}": row["ap_box"] for row in rows}
     labels = {config: label for label, config in DETECTORS.items()}
-    lines = ["## Latency", "", "Weights at random: time does not depend on them.", LATENCY_NOTE]
+    lines = ["## Latency", "", "Weights at random: time does not depend on them.", LATENCY_NOTE.rstrip()]
     measured: dict[str, tuple[float, float]] = {}
     sessions = json.loads(path.read_text(encoding="utf-8"))
     for session in sessions if isinstance(sessions, list) else [sessions]:
