@@ -65,7 +65,8 @@ def compare_operators(
         ValueError: the config's detector has no PIIP.
     """
     torch.manual_seed(0)
-    _, piip = find_trunk(load_detector(config_file).backbone)
+    detector: Any = load_detector(config_file)
+    _, piip = find_trunk(detector.backbone)
     if not isinstance(piip, PIIP):
         raise ValueError(f"{config_file} has no PIIP: give the config of a detector with one")
     if onednn_linear:
