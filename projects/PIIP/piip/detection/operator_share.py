@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -31,31 +31,23 @@ def _reference_operator() -> Iterator[None]:
         cross_attention.deform_cross_attn = operator
 
 
-@contextmanager
-def _compiled_operator() -> Iterator[None]:
-    yield
-
-
 def _seconds(call: Callable[[], Any]) -> float:
     start = time.perf_counter()
     call()
     return time.perf_counter() - start
 
 
-def compare_operators(
-    config_file: str, *, batch: int = 1, runs: int = 3, onednn_linear: bool = True
-) -> list[dict[str, Any]]:
+def compare_operators(config_file: str, *, batch: int = 1, runs: int = 3) -> list[dict[str, Any]]:
     """Time a config's PIIP on the CPU, forward and as a training step, with either form of the operator.
 
     Runs with and without it take turns, after a run of each that does not count. The input is a square of the
-    largest image size. A training step is forward and backward, up to the merged map: the optimizer's share
-    does not depend on the operator.
+    largest image size; linear layers run in oneDNN. A training step is forward and backward, up to the merged
+    map: the optimizer's share does not depend on the operator.
 
     Args:
         config_file: LazyConfig of a detector with a PIIP.
         batch: images in a run.
         runs: timed runs, whose median counts.
-        onednn_linear: let linear layers run in oneDNN, see :func:`piip.cpu.use_onednn_linear`.
 
     Returns:
         A dict each for "forward" and "training step": "what", "reference_ms", "operator_ms" (medians) and
@@ -69,8 +61,7 @@ def compare_operators(
     _, piip = find_trunk(detector.backbone)
     if not isinstance(piip, PIIP):
         raise ValueError(f"{config_file} has no PIIP: give the config of a detector with one")
-    if onednn_linear:
-        use_onednn_linear(piip)
+    use_onednn_linear(piip)
     image = torch.randn(batch, 3, *(max(piip.image_sizes),) * 2)
 
     def forward() -> Tensor:
@@ -85,7 +76,7 @@ def compare_operators(
     for what, call in (("forward", forward), ("training step", step)):
         times: dict[str, list[float]] = {"reference_ms": [], "operator_ms": []}
         for _ in range(runs + 1):
-            for key, form in (("reference_ms", _reference_operator), ("operator_ms", _compiled_operator)):
+            for key, form in (("reference_ms", _reference_operator), ("operator_ms", nullcontext)):
                 with form():
                     times[key].append(1e3 * _seconds(call))
         row: dict[str, Any] = {"what": what, **{key: statistics.median(t[1:]) for key, t in times.items()}}

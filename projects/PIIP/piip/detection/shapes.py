@@ -130,7 +130,7 @@ def _plan(rng: np.random.Generator, size: int) -> list[tuple[int, float, tuple[f
             x, y = np.clip(rng.normal(middle, spread), MIN_EXTENT, size - MIN_EXTENT).tolist()
             objects.append((label, log_uniform(MIN_EXTENT, 0.3 * size), (x, y)))
     for _ in range(int(rng.integers(2, 7))):
-        extent = log_uniform(0.08 * size, 0.6 * size if kind == "loose" else 0.3 * size)
+        extent = log_uniform(max(MIN_EXTENT, 0.08 * size), 0.6 * size if kind == "loose" else 0.3 * size)
         objects.append((int(rng.integers(len(CLASSES))), extent, anywhere(extent)))
     return sorted(objects, key=lambda planned: -planned[1])
 
