@@ -4,165 +4,181 @@
 namespace piip_ops {
 namespace {
 
-// One task works on a copy of its slice of value and on its share of grad_value side by side, in whole
-// vectors: a position's row holds, for every head of the group, `width` channels of value and then of the
-// gradient.
 template <typename Acc>
 struct BackwardScratch {
-  static constexpr int64_t lanes = kLanes<Acc>;
-  int64_t width;  // channels rounded up to whole vectors
   Plan<Acc> plan;
-  Points<Acc> points;
-  Acc* raw_out;      // (kHeadGroup * channels)
-  Acc* grad_out;     // (kHeadGroup, width), zeros behind the channels
-  Acc* dots;         // (4, padded): grad_out . value at a point's corners
-  Acc* grad_xy;      // (2 * padded)
-  Acc* grad_mixing;  // (padded)
-  Acc* rows;         // (length, row_width)
+  Points<Acc> points[kQueryBlock];
+  Acc* dots[kQueryBlock];  // (4, padded) each: grad_out . value at a point's corners
+  Acc* grad_xy;            // (2 * padded)
+  Acc* grad_mixing;        // (padded)
 
-  static int64_t row_width(const Problem& problem) {
-    return 2 * kHeadGroup * round_up(problem.channels, lanes);
-  }
-  BackwardScratch(const Problem& problem, Arena& arena)
-      : width(round_up(problem.channels, lanes)), plan(problem, row_width(problem), arena) {
-    points = take_points<Acc>(arena, plan.padded, true);
-    raw_out = arena.take<Acc>(kHeadGroup * problem.channels);
-    grad_out = arena.take<Acc>(kHeadGroup * width);
-    dots = arena.take<Acc>(4 * plan.padded);
+  BackwardScratch(const Problem& problem, Arena& arena) : plan(problem, arena) {
+    for (int64_t q = 0; q < kQueryBlock; ++q) {
+      points[q] = take_points<Acc>(arena, plan.padded, true);
+      dots[q] = arena.take<Acc>(4 * plan.padded);
+    }
     grad_xy = arena.take<Acc>(2 * plan.padded);
     grad_mixing = arena.take<Acc>(plan.padded);
-    rows = arena.take<Acc>(problem.length * row_width(problem));
   }
 };
 
-template <typename Acc>
-void load_rows(const Problem& problem, const BackwardScratch<Acc>& scratch, int64_t batch, int64_t first_head,
-               int64_t heads) {
-  with_type<Acc>(problem.value_type, [&](auto element) {
-    const auto* base = static_cast<const decltype(element)*>(problem.value.data) +
-                       batch * problem.value.batch_stride + first_head * problem.channels;
-    const int64_t row_width = scratch.plan.column_step;
-    for (int64_t s = 0; s < problem.length; ++s) {
-      Acc* row = scratch.rows + s * row_width;
-      for (int64_t h = 0; h < heads; ++h) {
-        Acc* behind = row + h * 2 * scratch.width + problem.channels;  // padding, then the gradient
-        __builtin_memset(behind, 0, static_cast<size_t>(2 * scratch.width - problem.channels) * sizeof(Acc));
-        read_row(base + s * problem.value.row_stride + h * problem.channels, problem.channels,
-                 row + h * 2 * scratch.width);
-      }
-    }
-  });
-}
+// The rows that one call of scatter works on, from its first channel on; strides in elements.
+template <typename Acc, typename S>
+struct ScatterRows {
+  const S* grad_out;
+  int64_t grad_out_stride;
+  const S* value;
+  int64_t value_stride;
+  Acc* grad_value;
+  int64_t grad_value_stride;
+};
 
-template <typename Acc>
-void store_rows(const Problem& problem, const BackwardScratch<Acc>& scratch, int64_t batch,
-                int64_t first_head, int64_t heads) {
-  const int64_t row_width = scratch.plan.column_step;
-  for (int64_t s = 0; s < problem.length; ++s) {
-    for (int64_t h = 0; h < heads; ++h) {
-      write(problem.grad_value, problem.value_type, batch, s, (first_head + h) * problem.channels,
-            problem.channels, scratch.rows + s * row_width + (2 * h + 1) * scratch.width);
-    }
-  }
-}
-
-// Dot products with grad_out and additions to grad_value for `vectors` vectors of channels, all points of a
-// query.
-template <typename Acc, int vectors, int known_per_head>
-void scatter(const BackwardScratch<Acc>& scratch, int64_t count, int64_t channel) {
+// Dot products with grad_out and additions to grad_value for up to four vectors of channels, the last of them
+// a part if there is a tail, of one head for all queries of a block. `first`: no other channels came before.
+template <typename Acc, typename S, int vectors, int known_tail, bool one_run>
+void scatter(const BackwardScratch<Acc>& scratch, int64_t queries, int64_t head,
+             const ScatterRows<Acc, S>& rows, bool first, Tail<Acc> tail) {
   constexpr int lanes = kLanes<Acc>;
+  constexpr bool has_tail = known_tail != kNoTail;
+  constexpr int full = vectors - (has_tail ? 1 : 0);
   using V = Vector<Acc, lanes>;
-  const int64_t padded = known_per_head ? kHeadGroup * known_per_head : scratch.plan.padded;
-  const int64_t width = scratch.width;
-  Acc* rows = scratch.rows + channel;
-  const Acc* grad_out = scratch.grad_out + channel;
-  for (int corner = 0; corner < 4; ++corner) {
-    const int32_t* offset = scratch.points.offset + corner * padded;
-    const Acc* weight = scratch.points.weight + corner * padded;
-    Acc* dots = scratch.dots + corner * padded;
-    for (int64_t block = 0; block < padded; block += lanes) {
-      V products[lanes];
-      const auto visit = [&](int lane) __attribute__((always_inline)) {
-        const int64_t n = block + lane;
-        V product{};
-        if (known_per_head || n < count) {
-          const int64_t head = known_per_head ? n / known_per_head : scratch.plan.head[n];
-          const Acc* g = grad_out + head * width;
-          Acc* value = rows + offset[n] + head * 2 * width;
-          Acc* grad = value + width;
-          const V w = V{} + weight[n];
-          for (int v = 0; v < vectors; ++v) {
-            const V gv = load<V>(g + v * lanes);
-            product += gv * load<V>(value + v * lanes);
-            store(grad + v * lanes, load<V>(grad + v * lanes) + w * gv);
+  const Plan<Acc>& plan = scratch.plan;
+  const int64_t levels = one_run ? 1 : plan.levels, points = one_run ? 4 : plan.points;
+  const int64_t per_head = levels * points, padded = one_run ? kOneRunPadded : plan.padded;
+  const int64_t stride = rows.value_stride, grad_stride = rows.grad_value_stride;
+  const Step first_step = plan.step[0];
+  for (int64_t q = 0; q < queries; ++q) {
+    const int32_t* position = scratch.points[q].position + head * per_head;
+    const Acc* weight = scratch.points[q].weight + head * per_head;
+    Acc* dots = scratch.dots[q] + head * per_head;
+    const auto channels = [&](const S* row, int v) __attribute__((always_inline)) {
+      if constexpr (has_tail) {
+        if (v == full) return load_tail_as<Acc>(row + v * lanes, tail);
+      }
+      return load_as<Acc>(row + v * lanes);
+    };
+    V g[vectors];
+    for (int v = 0; v < vectors; ++v) g[v] = channels(rows.grad_out + q * rows.grad_out_stride, v);
+    const auto visit = [&](const S* row, Acc* grad, Acc scalar_weight) __attribute__((always_inline)) {
+      V product = g[0] * channels(row, 0);
+      for (int v = 1; v < vectors; ++v) product += g[v] * channels(row, v);
+      const V w = broadcast<V>(scalar_weight);
+      for (int v = 0; v < full; ++v) store(grad + v * lanes, load<V>(grad + v * lanes) + w * g[v]);
+      if constexpr (has_tail) add_tail<Acc, known_tail>(grad + full * lanes, w * g[full], tail);
+      return product;
+    };
+    for (int64_t level = 0; level < levels; ++level) {
+      const Step step = one_run ? first_step : plan.step[level];
+      const auto at_corner = [&](const S* row, Acc* grad, int64_t i,
+                                 int corner) __attribute__((always_inline)) {
+        const int64_t positions = (corner / 2 ? step.below : 0) + (corner % 2 ? step.right : 0);
+        return visit(row + positions * stride, grad + positions * grad_stride, weight[corner * padded + i]);
+      };
+      int64_t i = 0;
+      if constexpr (lanes >= 4) {
+        for (; i + 4 <= points; i += 4) {
+          constexpr int corners_at_once = lanes / 4;  // of four points
+          const S* row[4];
+          Acc* grad[4];
+          for (int p = 0; p < 4; ++p) {
+            row[p] = rows.value + position[i + p] * stride;
+            grad[p] = rows.grad_value + position[i + p] * grad_stride;
+          }
+#pragma GCC unroll 4
+          for (int corner = 0; corner < 4; corner += corners_at_once) {
+            V products[lanes];
+#pragma GCC unroll 16
+            for (int l = 0; l < lanes; ++l) {
+              products[l] = at_corner(row[l % 4], grad[l % 4], i + l % 4, corner + l / 4);
+            }
+            using Four = Vector<Acc, 4>;
+            Acc sums[lanes];
+            store(sums, sum_each<Acc, lanes>(products));
+            for (int c = 0; c < corners_at_once; ++c) {
+              Acc* to = dots + (corner + c) * padded + i;
+              const Four sum = load<Four>(sums + 4 * c);
+              store(to, first ? sum : load<Four>(to) + sum);
+            }
           }
         }
-        products[lane] = product;
-      };
-      if constexpr (known_per_head != 0 && lanes >= known_per_head) {
-        // Heads by turns: the points of one head often share corners, and adding to the same place twice in a
-        // row would wait for the first sum to arrive in memory.
-        constexpr int heads_in_block = lanes / known_per_head;
-#pragma GCC unroll 16
-        for (int i = 0; i < lanes; ++i) visit(i % heads_in_block * known_per_head + i / heads_in_block);
-      } else {
-        for (int i = 0; i < lanes; ++i) visit(i);
       }
-      const V sums = sum_each<Acc, lanes>(products);
-      store(dots + block, channel == 0 ? sums : load<V>(dots + block) + sums);
+      for (; i < points; ++i) {
+        for (int corner = 0; corner < 4; ++corner) {
+          const V product = at_corner(rows.value + position[i] * stride,
+                                      rows.grad_value + position[i] * grad_stride, i, corner);
+          Acc sum = 0;
+          for (int l = 0; l < lanes; ++l) sum += product[l];
+          Acc* to = dots + corner * padded + i;
+          *to = first ? sum : *to + sum;
+        }
+      }
+      position += points;
+      weight += points;
+      dots += points;
     }
   }
 }
 
-template <typename Acc, int known_per_head>
-void scatter_channels(const BackwardScratch<Acc>& scratch, int64_t count) {
+template <typename Acc, typename S>
+using Scatter = void (*)(const BackwardScratch<Acc>&, int64_t, int64_t, const ScatterRows<Acc, S>&, bool,
+                         Tail<Acc>);
+
+template <typename Acc, typename S, int known_tail, bool one_run>
+Scatter<Acc, S> choose_scatter(int64_t vectors) {
+  static constexpr Scatter<Acc, S> kinds[] = {
+      scatter<Acc, S, 1, known_tail, one_run>,
+      scatter<Acc, S, 2, known_tail, one_run>,
+      scatter<Acc, S, 3, known_tail, one_run>,
+      scatter<Acc, S, 4, known_tail, one_run>,
+  };
+  return kinds[vectors - 1];
+}
+template <typename Acc, typename S, bool one_run>
+Scatter<Acc, S> choose_scatter(int64_t channels) {
   constexpr int64_t lanes = kLanes<Acc>;
-  for (int64_t c = 0; c < scratch.width; c += 4 * lanes) {
-    switch (smaller(scratch.width - c, 4 * lanes) / lanes) {
-      case 1:
-        scatter<Acc, 1, known_per_head>(scratch, count, c);
-        break;
-      case 2:
-        scatter<Acc, 2, known_per_head>(scratch, count, c);
-        break;
-      case 3:
-        scatter<Acc, 3, known_per_head>(scratch, count, c);
-        break;
-      default:
-        scatter<Acc, 4, known_per_head>(scratch, count, c);
-    }
+  const int64_t vectors = round_up(channels, lanes) / lanes, tail = channels % lanes;
+  if constexpr (one_run && kKnowsTails<Acc>) {
+    if (tail == 4) return choose_scatter<Acc, S, 4, one_run>(vectors);
+    if (tail == 6) return choose_scatter<Acc, S, 6, one_run>(vectors);
   }
+  return tail == 0 ? choose_scatter<Acc, S, kNoTail, one_run>(vectors)
+                   : choose_scatter<Acc, S, kAnyTail, one_run>(vectors);
 }
 
 // From the dot products to the gradients of the points and of their weights or logits.
 template <typename Acc>
-void finish_points(const Problem& problem, const BackwardScratch<Acc>& scratch, int64_t heads) {
+PIIP_OPS_INLINE void finish_points(const Problem& problem, const BackwardScratch<Acc>& scratch, int64_t q,
+                                   int64_t heads) {
   constexpr int lanes = kLanes<Acc>;
   using V = Vector<Acc, lanes>;
-  const Points<Acc>& points = scratch.points;
+  const Points<Acc>& points = scratch.points[q];
+  const Acc* dots = scratch.dots[q];
   const int64_t padded = scratch.plan.padded;
+  const bool four = problem.cross && lanes >= 4 && problem.points == 4;
   for (int64_t i = 0; i < padded; i += lanes) {
     const auto at = [&](const Acc* p, int64_t k) { return load<V>(p + k * padded + i); };
-    const V d00 = at(scratch.dots, 0), d01 = at(scratch.dots, 1), d10 = at(scratch.dots, 2),
-            d11 = at(scratch.dots, 3);
-    const V wx0 = at(points.wx, 0), wx1 = at(points.wx, 1), wy0 = at(points.wy, 0), wy1 = at(points.wy, 1);
+    const V d00 = at(dots, 0), d01 = at(dots, 1), d10 = at(dots, 2), d11 = at(dots, 3);
+    const V wx0 = at(points.weight_x, 0), wx1 = at(points.weight_x, 1);
+    const V wy0 = at(points.weight_y, 0), wy1 = at(points.weight_y, 1);
     const V left = wy0 * d00 + wy1 * d10, right = wy0 * d01 + wy1 * d11;
     const V top = wx0 * d00 + wx1 * d01, bottom = wx0 * d10 + wx1 * d11;
     const V attention = at(points.attention, 0);
-    V gx = attention * (at(points.inside_x, 1) * right - at(points.inside_x, 0) * left);
-    V gy = attention * (at(points.inside_y, 1) * bottom - at(points.inside_y, 0) * top);
+    V gx = attention * (at(points.slope_x, 0) * left + at(points.slope_x, 1) * right);
+    V gy = attention * (at(points.slope_y, 0) * top + at(points.slope_y, 1) * bottom);
     if (!problem.cross) {
       gx *= at(scratch.plan.width, 0);
       gy *= at(scratch.plan.height, 0);
     }
-    store(scratch.grad_mixing + i, wx0 * left + wx1 * right);
-    for (int l = 0; l < lanes; ++l) {
-      scratch.grad_xy[2 * (i + l)] = gx[l];
-      scratch.grad_xy[2 * (i + l) + 1] = gy[l];
+    V mixing = wx0 * left + wx1 * right;
+    if constexpr (lanes >= 4) {  // through the softmax
+      if (four) mixing = attention * (mixing - sum_of_four<Acc>(attention * mixing));
     }
+    store(scratch.grad_mixing + i, mixing);
+    store(scratch.grad_xy + 2 * i, shuffle<Acc, lanes, Alternate<lanes, 0>>(gx, gy));
+    store(scratch.grad_xy + 2 * i + lanes, shuffle<Acc, lanes, Alternate<lanes, lanes / 2>>(gx, gy));
   }
-  if (!problem.cross) return;
-  for (int64_t h = 0; h < heads; ++h) {  // through the softmax
+  if (!problem.cross || four) return;
+  for (int64_t h = 0; h < heads; ++h) {
     Acc* g = scratch.grad_mixing + h * problem.points;
     const Acc* attention = points.attention + h * problem.points;
     Acc mean = 0;
@@ -171,45 +187,62 @@ void finish_points(const Problem& problem, const BackwardScratch<Acc>& scratch, 
   }
 }
 
-template <typename Acc>
-void backward_as(const Problem& problem, int64_t begin, int64_t end, void* memory) {
+template <typename Acc, typename S>
+void backward_of(const Problem& problem, int64_t begin, int64_t end, void* memory) {
+  constexpr int64_t lanes = kLanes<Acc>;
   Arena arena(memory);
   BackwardScratch<Acc> scratch(problem, arena);
   scratch.plan.fill(problem);
-  for (int64_t i = 0; i < kHeadGroup * scratch.width; ++i) scratch.grad_out[i] = 0;
-  const int64_t channels = problem.channels, groups = problem.head_groups();
-  const bool four = scratch.plan.per_head == 4 && scratch.plan.padded == kHeadGroup * 4;
+  const int64_t channels = problem.channels, groups = problem.head_groups(), per_head = scratch.plan.per_head;
+  const Tail<Acc> tail(static_cast<int>(channels % lanes));
+  const bool one_run = has_one_run(scratch.plan);
   for (int64_t task = begin; task < end; ++task) {
     const int64_t group = task % groups, batch = task / groups;
     const int64_t first_head = group * kHeadGroup, heads = smaller(kHeadGroup, problem.heads - first_head);
-    const int64_t count = heads * scratch.plan.per_head, first = first_head * scratch.plan.per_head;
-    load_rows(problem, scratch, batch, first_head, heads);
-    for (int64_t q = 0; q < problem.queries; ++q) {
-      prepare<Acc, true>(problem, scratch.plan, batch, q, group, scratch.points);
-      read(problem.grad_out, problem.value_type, batch, q, first_head * channels, heads * channels,
-           scratch.raw_out);
-      for (int64_t h = 0; h < heads; ++h) {
-        __builtin_memcpy(scratch.grad_out + h * scratch.width, scratch.raw_out + h * channels,
-                         static_cast<size_t>(channels) * sizeof(Acc));
+    const int64_t count = heads * per_head, first = first_head * per_head;
+    const S* value = row_of<S>(problem.value, batch, 0, first_head * channels);
+    Acc* grad_value = row_of<Acc>(problem.grad_value, batch, 0, first_head * channels);
+    for (int64_t first_query = 0; first_query < problem.queries; first_query += kQueryBlock) {
+      const int64_t queries = smaller(kQueryBlock, problem.queries - first_query);
+      prefetch_ahead(problem, value, problem.value.row_stride, heads * channels, first_query, queries);
+      prefetch_ahead(problem, grad_value, problem.grad_value.row_stride, heads * channels, first_query,
+                     queries);
+      for (int64_t q = 0; q < queries; ++q) {
+        prepare<Acc, true>(problem, scratch.plan, batch, first_query + q, group, scratch.points[q]);
       }
-      if (sizeof(Acc) == 4 && four && heads == kHeadGroup) {
-        scatter_channels<Acc, sizeof(Acc) == 4 ? 4 : 0>(scratch, count);
-      } else {
-        scatter_channels<Acc, 0>(scratch, count);
+      for (int64_t head = 0; head < heads; ++head) {
+        for (int64_t c = 0; c < channels; c += 4 * lanes) {
+          const int64_t rest = smaller(channels - c, 4 * lanes), channel = (first_head + head) * channels + c;
+          const ScatterRows<Acc, S> rows = {
+              row_of<S>(problem.grad_out, batch, first_query, channel),
+              problem.grad_out.row_stride,
+              row_of<S>(problem.value, batch, 0, channel),
+              problem.value.row_stride,
+              row_of<Acc>(problem.grad_value, batch, 0, channel),
+              problem.grad_value.row_stride,
+          };
+          const auto run = one_run ? choose_scatter<Acc, S, true>(rest) : choose_scatter<Acc, S, false>(rest);
+          run(scratch, queries, head, rows, c == 0, tail);
+        }
       }
-      finish_points(problem, scratch, heads);
-      write(problem.grad_points, problem.point_type, batch, q, 2 * first, 2 * count, scratch.grad_xy);
-      write(problem.grad_mixing, problem.point_type, batch, q, first, count, scratch.grad_mixing);
+      for (int64_t q = 0; q < queries; ++q) {
+        finish_points(problem, scratch, q, heads);
+        write(problem.grad_points, problem.point_type, batch, first_query + q, 2 * first, 2 * count,
+              scratch.grad_xy);
+        write(problem.grad_mixing, problem.point_type, batch, first_query + q, first, count,
+              scratch.grad_mixing);
+      }
     }
-    store_rows(problem, scratch, batch, first_head, heads);
   }
 }
 
 void backward(const Problem& problem, int64_t begin, int64_t end, void* scratch) {
   if (problem.value_type == ScalarType::kFloat64) {
-    backward_as<double>(problem, begin, end, scratch);
+    backward_of<double, double>(problem, begin, end, scratch);
   } else {
-    backward_as<float>(problem, begin, end, scratch);
+    with_type<float>(problem.value_type, [&](auto element) {
+      backward_of<float, decltype(element)>(problem, begin, end, scratch);
+    });
   }
 }
 

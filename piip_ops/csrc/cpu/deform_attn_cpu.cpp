@@ -98,14 +98,8 @@ struct Call {
     problem.value = rows_of(value);
     problem.points_xy = rows_of(points);
     problem.mixing = rows_of(mixing);
-    // The kernels hold positions within one image of value in 32 bits; the backward pass works on padded
-    // copies.
-    const int64_t padded_channels = (n.channels + 15) / 16 * 16;
-    const int64_t widest = std::max(value.stride(1), 2 * kHeadGroup * padded_channels);
-    TORCH_CHECK_VALUE(
-        n.length <= std::numeric_limits<int32_t>::max() / std::max<int64_t>(widest, 1), "value: ", n.length,
-        " positions with ", widest,
-        " elements from one to the next are too many for the CPU kernel (2^31 elements an image)");
+    TORCH_CHECK_VALUE(n.length <= std::numeric_limits<int32_t>::max(), "value: ", n.length,
+                      " positions are too many for the CPU kernel, which counts them in 32 bits");
   }
 
   bool empty() const {
@@ -137,10 +131,13 @@ struct Call {
   }
 
   Gradients backward(const Tensor& grad) {
+    // The kernels add to grad_value, which bfloat16 and float16 are too coarse for.
+    const auto sum_type = value.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+    const Tensor grad_value = at::zeros(value.sizes(), value.options().dtype(sum_type));
     const auto make = [&](const Tensor& like) {
       return empty() ? at::zeros(like.sizes(), like.options()) : at::empty(like.sizes(), like.options());
     };
-    const Tensor grad_value = make(value), grad_points = make(points), grad_mixing = make(mixing);
+    const Tensor grad_points = make(points), grad_mixing = make(mixing);
     if (!empty()) {
       const Tensor grad_rows = with_contiguous_rows(grad);
       problem.grad_out = rows_of(grad_rows);
@@ -149,7 +146,7 @@ struct Call {
       problem.grad_mixing = mutable_rows_of(grad_mixing);
       in_parallel(problem.batch * problem.head_groups(), 1, true, kernels().backward);
     }
-    return {grad_value, grad_points, grad_mixing};
+    return {grad_value.to(value.scalar_type()), grad_points, grad_mixing};
   }
 };
 

@@ -12,7 +12,7 @@ enum class ScalarType { kFloat64, kFloat32, kBFloat16, kFloat16 };
 
 // Heads are worked on in groups: 4 heads of 4 points fill the 16 lanes of an AVX-512 register.
 constexpr int64_t kHeadGroup = 4;
-// Queries prepared at a time in the forward pass.
+// Queries prepared at a time.
 constexpr int64_t kQueryBlock = 8;
 
 // A tensor (batch, rows, ...) whose rows are contiguous; strides in elements.
@@ -32,14 +32,15 @@ struct Problem {
   bool cross;
   int64_t query_height, query_width;
 
-  ScalarType value_type;  // also of out, grad_out, grad_value
+  ScalarType value_type;  // also of out and grad_out
   ScalarType point_type;  // of points, mixing and their gradients
   Rows value;             // (batch, length, heads * channels)
   Rows points_xy;         // (batch, queries, heads * levels * points * 2)
   Rows mixing;            // (batch, queries, heads * levels * points)
   Rows out;               // (batch, queries, heads * channels)
 
-  Rows grad_out, grad_value, grad_points, grad_mixing;  // backward only, as above
+  // Backward only, as above; grad_value is added to, in float32 (float64 for float64 tensors).
+  Rows grad_out, grad_value, grad_points, grad_mixing;
 
   int64_t head_groups() const { return (heads + kHeadGroup - 1) / kHeadGroup; }
   int64_t query_blocks() const { return (queries + kQueryBlock - 1) / kQueryBlock; }
@@ -47,9 +48,9 @@ struct Problem {
 
 struct Kernels {
   const char* name;
-  // Bytes one thread needs: does not grow with the queries.
+  // Bytes one thread needs: grows neither with the queries nor with the maps.
   size_t (*scratch_bytes)(const Problem& problem, bool backward);
-  // Tasks [begin, end) out of batch * head_groups * query_blocks.
+  // Tasks [begin, end) out of batch * query_blocks * head_groups.
   void (*forward)(const Problem& problem, int64_t begin, int64_t end, void* scratch);
   // Tasks [begin, end) out of batch * head_groups. One task owns its slice of grad_value, so that the order
   // of summation, and with it the result, does not depend on the number of threads.

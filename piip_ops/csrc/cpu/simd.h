@@ -48,6 +48,12 @@ PIIP_OPS_INLINE void store(T* p, V v) {
   __builtin_memcpy(p, &v, sizeof(V));
 }
 
+// x in every lane. (Subtracting zero is free; adding it is not, for it would turn -0 into 0.)
+template <typename V, typename T>
+PIIP_OPS_INLINE V broadcast(T x) {
+  return x - V{};
+}
+
 template <int... lane>
 struct Lanes {};
 template <int n, int... lane>
@@ -78,6 +84,11 @@ PIIP_OPS_INLINE Vector<T, lanes> shuffle(Vector<T, lanes> a, Vector<T, lanes> b)
 template <int first>
 struct EveryOther {
   static constexpr int of(int lane) { return first + 2 * lane; }
+};
+// a0 b0 a1 b1 ... from the lower (first = 0) or the upper half of a and b.
+template <int lanes, int first>
+struct Alternate {
+  static constexpr int of(int lane) { return first + lane / 2 + (lane % 2 ? lanes : 0); }
 };
 template <int bit>
 struct Exchange {
@@ -185,41 +196,46 @@ constexpr bool is_bfloat16 = false;
 template <>
 constexpr bool is_bfloat16<BFloat16> = true;
 
-// Elements of a tensor as accumulators: a full vector, and the first tail.n lanes (the others are zero). The
-// loads of part of a vector do not touch what lies behind.
+// A vector of half-precision numbers, bit for bit, as float.
 template <typename Acc, typename S>
-PIIP_OPS_INLINE Vector<Acc, kLanes<Acc>> load_as(const S* p) {
+PIIP_OPS_INLINE Vector<Acc, kLanes<Acc>> widen(Vector<uint16_t, kLanes<Acc>> halves) {
   constexpr int lanes = kLanes<Acc>;
-  if constexpr (sizeof(S) != 2) {
-    return load<Vector<Acc, lanes>>(p);
-  } else if constexpr (is_bfloat16<S>) {
-    const auto wide = __builtin_convertvector(load<Vector<uint16_t, lanes>>(p), Vector<uint32_t, lanes>);
-    return reinterpret_cast<Vector<Acc, lanes>>(wide << 16);
+  if constexpr (is_bfloat16<S>) {
+    return reinterpret_cast<Vector<Acc, lanes>>(__builtin_convertvector(halves, Vector<uint32_t, lanes>)
+                                                << 16);
   } else {
 #if defined(PIIP_OPS_AVX512)
-    return _mm512_maskz_cvtph_ps(0xffff, load<__m256i>(p));
+    return _mm512_maskz_cvtph_ps(0xffff, reinterpret_cast<__m256i>(halves));
 #elif defined(PIIP_OPS_AVX2)
-    return _mm256_cvtph_ps(load<__m128i>(p));
+    return _mm256_cvtph_ps(reinterpret_cast<__m128i>(halves));
 #else
     Vector<Acc, lanes> v;
-    for (int i = 0; i < lanes; ++i) v[i] = to_float(p[i]);
+    for (int i = 0; i < lanes; ++i) v[i] = to_float(Float16{halves[i]});
     return v;
 #endif
   }
 }
 
+// Elements of a tensor as accumulators: a full vector, and the first tail.n lanes (the others are zero). The
+// loads of part of a vector do not touch what lies behind.
+template <typename Acc, typename S>
+PIIP_OPS_INLINE Vector<Acc, kLanes<Acc>> load_as(const S* p) {
+  if constexpr (sizeof(S) != 2) {
+    return load<Vector<Acc, kLanes<Acc>>>(p);
+  } else {
+    return widen<Acc, S>(load<Vector<uint16_t, kLanes<Acc>>>(p));
+  }
+}
+
 template <typename Acc, typename S>
 PIIP_OPS_INLINE Vector<Acc, kLanes<Acc>> load_tail_as(const S* p, const Tail<Acc>& tail) {
-  constexpr int lanes = kLanes<Acc>;
 #if defined(PIIP_OPS_AVX512)
   if constexpr (sizeof(S) == 8) {
     return _mm512_maskz_loadu_pd(static_cast<uint8_t>(tail.mask), p);
   } else if constexpr (sizeof(S) == 4) {
     return _mm512_maskz_loadu_ps(tail.mask, p);
   } else {
-    S part[lanes];
-    store(part, _mm256_maskz_loadu_epi16(tail.mask, p));
-    return load_as<Acc>(part);
+    return widen<Acc, S>(reinterpret_cast<Vector<uint16_t, 16>>(_mm256_maskz_loadu_epi16(tail.mask, p)));
   }
 #elif defined(PIIP_OPS_AVX2)
   if constexpr (sizeof(S) == 8) {
@@ -229,15 +245,48 @@ PIIP_OPS_INLINE Vector<Acc, kLanes<Acc>> load_tail_as(const S* p, const Tail<Acc
   } else {
     auto part = reinterpret_cast<Vector<uint16_t, 8>>(
         _mm_maskload_epi32(reinterpret_cast<const int*>(p), reinterpret_cast<__m128i>(tail.pairs)));
-    if (tail.n % 2) part[tail.n - 1] = p[tail.n - 1].bits;
-    S aligned[lanes];
-    store(aligned, part);
-    return load_as<Acc>(aligned);
+    if (__builtin_expect(tail.n % 2, 0)) part[tail.n - 1] = p[tail.n - 1].bits;
+    return widen<Acc, S>(part);
   }
 #else
-  S part[lanes] = {};
+  S part[kLanes<Acc>] = {};
   for (int i = 0; i < tail.n; ++i) part[i] = p[i];
   return load_as<Acc>(part);
+#endif
+}
+
+// Channels that do not fill a vector. With AVX2, whose masked stores are slow on AMD's processors, 4 and 6 of
+// them (of 12 and 6 channels a head) are worth code of their own; kAnyTail stands for other numbers.
+constexpr int kNoTail = 0, kAnyTail = -1;
+template <typename Acc>
+constexpr bool kKnowsTails = kVectorBytes == 32 && sizeof(Acc) == 4;
+
+// Adds the first tail.n lanes (`known` of them, if it is not kAnyTail) to memory and touches nothing behind
+// them.
+template <typename Acc, int known>
+PIIP_OPS_INLINE void add_tail(Acc* to, Vector<Acc, kLanes<Acc>> x, const Tail<Acc>& tail) {
+#if defined(PIIP_OPS_AVX512)
+  if constexpr (sizeof(Acc) == 8) {
+    const auto mask = static_cast<uint8_t>(tail.mask);
+    _mm512_mask_storeu_pd(to, mask, _mm512_maskz_loadu_pd(mask, to) + x);
+  } else {
+    _mm512_mask_storeu_ps(to, tail.mask, _mm512_maskz_loadu_ps(tail.mask, to) + x);
+  }
+#else
+#if defined(PIIP_OPS_AVX2)
+  if constexpr (known != kAnyTail) {
+    static_assert(known == 4 || known == 6);
+    store(to, load<__m128>(to) + _mm256_castps256_ps128(x));
+    if constexpr (known == 6) {
+      auto* pair = reinterpret_cast<__m64*>(to + 4);
+      _mm_storel_pi(pair, _mm_loadl_pi(__m128{}, pair) + _mm256_extractf128_ps(x, 1));
+    }
+    return;
+  }
+#endif
+  Acc lanes[kLanes<Acc>];
+  store(lanes, x);
+  for (int i = 0; i < tail.n; ++i) to[i] += lanes[i];
 #endif
 }
 
@@ -256,9 +305,13 @@ inline void read_row(const S* from, int64_t n, Acc* to) {
   }
 }
 
+// Rows are short: a loop beats a call of memcpy.
 template <typename Acc>
 inline void write_row(const Acc* from, int64_t n, Acc* to) {
-  __builtin_memcpy(to, from, static_cast<size_t>(n) * sizeof(Acc));
+  int64_t i = 0;
+  for (; i + kLanes<Acc> <= n; i += kLanes<Acc>) store(to + i, load<Vector<Acc, kLanes<Acc>>>(from + i));
+  for (; i + 2 <= n; i += 2) store(to + i, load<Vector<Acc, 2>>(from + i));
+  if (i < n) to[i] = from[i];
 }
 inline void write_row(const float* from, int64_t n, BFloat16* to) {
   for (int64_t i = 0; i < n; ++i) to[i] = to_bfloat16(from[i]);
@@ -277,8 +330,8 @@ template <int lanes>
 PIIP_OPS_INLINE Vector<float, lanes> exp_of_negative(Vector<float, lanes> x) {
   using V = Vector<float, lanes>;
   using U = Vector<uint32_t, lanes>;
-  x = x < -87.0f ? V{} - 87.0f : x;
-  const V magic = V{} + 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer, in the low bits
+  x = x < -87.0f ? broadcast<V>(-87.0f) : x;
+  const V magic = broadcast<V>(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer, in the low bits
   const V shifted = x * 1.44269504089f + magic;
   const V n = shifted - magic;
   const V r = (x - n * 0.693359375f) + n * 2.12194440e-4f;

@@ -1,14 +1,17 @@
-// Runs the CPU kernels over random shapes and positions in memory that is exactly as large as it must be, for
-// the address sanitizer to watch (`make asan`). Needs neither PyTorch nor Python.
+// Runs every set of CPU kernels that this CPU can run over the same random problems and compares what they
+// give, in memory that is exactly as large as it must be, for the address sanitizer to watch (`make
+// sanitize`). Needs neither PyTorch nor Python.
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
-#include <limits>
+#include <cstring>
 #include <memory>
 #include <random>
 #include <vector>
 
 #include "../cpu/kernels.h"
+#include "../cpu/simd.h"
 
 using namespace piip_ops;
 
@@ -24,26 +27,119 @@ int64_t size_of(ScalarType type) {
   return type == ScalarType::kFloat64 ? 8 : type == ScalarType::kFloat32 ? 4 : 2;
 }
 
-// `n` elements: mostly near zero, now and then huge, infinite or not a number.
-std::unique_ptr<char[]> elements(ScalarType type, int64_t n) {
-  auto memory = std::make_unique<char[]>(static_cast<size_t>(n * size_of(type)));
-  std::normal_distribution<double> normal(0, 2);
-  for (int64_t i = 0; i < n; ++i) {
-    const int64_t kind = pick(0, 99);
-    const double wild[] = {1e30, -1e30, INFINITY, -INFINITY, NAN};
-    const double x = kind < 5 ? wild[kind] : normal(random_bits);
-    if (type == ScalarType::kFloat64) {
-      reinterpret_cast<double*>(memory.get())[i] = x;
-    } else if (type == ScalarType::kFloat32) {
-      reinterpret_cast<float*>(memory.get())[i] = static_cast<float>(x);
-    } else {  // any bits are a number, an infinity or NaN
-      reinterpret_cast<uint16_t*>(memory.get())[i] = static_cast<uint16_t>(pick(0, 65535));
-    }
+using Memory = std::unique_ptr<char[]>;
+
+double get(const Memory& memory, ScalarType type, int64_t i) {
+  switch (type) {
+    case ScalarType::kFloat64:
+      return reinterpret_cast<const double*>(memory.get())[i];
+    case ScalarType::kFloat32:
+      return reinterpret_cast<const float*>(memory.get())[i];
+    case ScalarType::kBFloat16:
+      return to_float(reinterpret_cast<const BFloat16*>(memory.get())[i]);
+    default:
+      return to_float(reinterpret_cast<const Float16*>(memory.get())[i]);
   }
-  return memory;
 }
 
-void run_once(const Kernels& kernels) {
+void set(const Memory& memory, ScalarType type, int64_t i, double x) {
+  switch (type) {
+    case ScalarType::kFloat64:
+      reinterpret_cast<double*>(memory.get())[i] = x;
+      break;
+    case ScalarType::kFloat32:
+      reinterpret_cast<float*>(memory.get())[i] = static_cast<float>(x);
+      break;
+    case ScalarType::kBFloat16:
+      reinterpret_cast<BFloat16*>(memory.get())[i] = to_bfloat16(static_cast<float>(x));
+      break;
+    default:
+      reinterpret_cast<Float16*>(memory.get())[i] = to_float16(static_cast<float>(x));
+  }
+}
+
+// A tensor (batch, count, width) and what it holds.
+struct Array {
+  ScalarType type;
+  int64_t batch, count, width;
+  Memory memory;
+
+  Array(ScalarType type, int64_t batch, int64_t count, int64_t width)
+      : type(type),
+        batch(batch),
+        count(count),
+        width(width),
+        memory(new char[static_cast<size_t>(size() * size_of(type))]) {}
+  int64_t size() const { return batch * count * width; }
+  Rows rows() const { return {memory.get(), count * width, width}; }
+};
+
+// Mostly around zero; if `wild`, now and then huge, infinite or not a number.
+Array random_array(ScalarType type, int64_t batch, int64_t count, int64_t width, bool wild) {
+  Array array(type, batch, count, width);
+  std::normal_distribution<double> normal(0, 2);
+  for (int64_t i = 0; i < array.size(); ++i) {
+    const double strange[] = {1e30, -1e30, INFINITY, -INFINITY, NAN};
+    const int64_t kind = wild ? pick(0, 99) : 99;
+    set(array.memory, type, i, kind < 5 ? strange[kind] : normal(random_bits));
+  }
+  return array;
+}
+
+// The largest difference between two arrays that hold the same numbers in another order of summation.
+double tolerance(ScalarType type) {
+  switch (type) {
+    case ScalarType::kFloat64:
+      return 1e-11;
+    case ScalarType::kFloat32:
+      return 1e-4;
+    case ScalarType::kBFloat16:
+      return 1. / 64;
+    default:
+      return 1. / 512;
+  }
+}
+
+void compare(const Array& expected, const Array& actual, const char* what, const char* kernels) {
+  double largest = 1;
+  for (int64_t i = 0; i < expected.size(); ++i) {
+    largest = std::max(largest, std::abs(get(expected.memory, expected.type, i)));
+  }
+  for (int64_t i = 0; i < expected.size(); ++i) {
+    const double a = get(expected.memory, expected.type, i), b = get(actual.memory, actual.type, i);
+    if (std::abs(a - b) <= tolerance(expected.type) * largest) continue;
+    std::printf("%s: %s[%lld] is %g, expected %g\n", kernels, what, static_cast<long long>(i), b, a);
+    std::exit(1);
+  }
+}
+
+// What the kernels write: out, and the gradients of value, points and mixing.
+std::vector<Array> run(const Kernels& kernels, Problem p) {
+  const int64_t of_query = p.heads * p.levels * p.points;
+  std::vector<Array> results;
+  results.emplace_back(p.value_type, p.batch, p.queries, p.heads * p.channels);
+  results.emplace_back(p.value_type == ScalarType::kFloat64 ? p.value_type : ScalarType::kFloat32, p.batch,
+                       p.length, p.heads * p.channels);
+  std::memset(results[1].memory.get(), 0, static_cast<size_t>(results[1].size() * size_of(results[1].type)));
+  results.emplace_back(p.point_type, p.batch, p.queries, 2 * of_query);
+  results.emplace_back(p.point_type, p.batch, p.queries, of_query);
+  p.out = results[0].rows();
+  p.grad_value = results[1].rows();
+  p.grad_points = results[2].rows();
+  p.grad_mixing = results[3].rows();
+  for (const bool backward : {false, true}) {
+    const size_t bytes = (kernels.scratch_bytes(p, backward) + 63) / 64 * 64;
+    const std::unique_ptr<void, decltype(&std::free)> scratch(std::aligned_alloc(64, bytes), std::free);
+    if (backward) {
+      kernels.backward(p, 0, p.batch * p.head_groups(), scratch.get());
+    } else {
+      kernels.forward(p, 0, p.batch * p.head_groups() * p.query_blocks(), scratch.get());
+    }
+  }
+  return results;
+}
+
+void run_once(const std::vector<const Kernels*>& kernels) {
   Problem p{};
   p.cross = pick(0, 1) == 1;
   p.batch = pick(1, 2);
@@ -67,28 +163,20 @@ void run_once(const Kernels& kernels) {
   const bool wide = size_of(p.value_type) == 2 && pick(0, 1) == 1;
   p.point_type = wide ? ScalarType::kFloat32 : p.value_type;
 
-  std::vector<std::unique_ptr<char[]>> memory;
-  const auto rows = [&](ScalarType type, int64_t count, int64_t width) {
-    memory.push_back(elements(type, p.batch * count * width));
-    return Rows{memory.back().get(), count * width, width};
-  };
   const int64_t of_query = p.heads * p.levels * p.points;
-  p.value = rows(p.value_type, p.length, p.heads * p.channels);
-  p.points_xy = rows(p.point_type, p.queries, 2 * of_query);
-  p.mixing = rows(p.point_type, p.queries, of_query);
-  p.out = rows(p.value_type, p.queries, p.heads * p.channels);
-  p.grad_out = rows(p.value_type, p.queries, p.heads * p.channels);
-  p.grad_value = rows(p.value_type, p.length, p.heads * p.channels);
-  p.grad_points = rows(p.point_type, p.queries, 2 * of_query);
-  p.grad_mixing = rows(p.point_type, p.queries, of_query);
-  for (const bool backward : {false, true}) {
-    const size_t bytes = (kernels.scratch_bytes(p, backward) + 63) / 64 * 64;
-    const std::unique_ptr<void, decltype(&std::free)> scratch(std::aligned_alloc(64, bytes), std::free);
-    if (backward) {
-      kernels.backward(p, 0, p.batch * p.head_groups(), scratch.get());
-    } else {
-      kernels.forward(p, 0, p.batch * p.head_groups() * p.query_blocks(), scratch.get());
-    }
+  const Array value = random_array(p.value_type, p.batch, p.length, p.heads * p.channels, false);
+  const Array points = random_array(p.point_type, p.batch, p.queries, 2 * of_query, true);
+  const Array mixing = random_array(p.point_type, p.batch, p.queries, of_query, false);
+  const Array grad_out = random_array(p.value_type, p.batch, p.queries, p.heads * p.channels, false);
+  p.value = value.rows();
+  p.points_xy = points.rows();
+  p.mixing = mixing.rows();
+  p.grad_out = grad_out.rows();
+  const char* names[] = {"out", "grad_value", "grad_points", "grad_mixing"};
+  const std::vector<Array> expected = run(*kernels[0], p);
+  for (size_t k = 1; k < kernels.size(); ++k) {
+    const std::vector<Array> actual = run(*kernels[k], p);
+    for (size_t i = 0; i < expected.size(); ++i) compare(expected[i], actual[i], names[i], kernels[k]->name);
   }
 }
 
@@ -103,9 +191,7 @@ int main(int argc, char** argv) {
       __builtin_cpu_supports("avx512dq"))
     all.push_back(&kAvx512Kernels);
 #endif
-  for (const Kernels* kernels : all) {
-    for (int round = 0; round < rounds; ++round) run_once(*kernels);
-    std::printf("%s: %d random problems\n", kernels->name, rounds);
-  }
+  for (int round = 0; round < rounds; ++round) run_once(all);
+  for (const Kernels* kernels : all) std::printf("%s: %d random problems\n", kernels->name, rounds);
   return 0;
 }
