@@ -62,7 +62,7 @@ test: setup ## All tests
 check-cuda: setup ## Compile the CUDA sources, which needs nvcc but no GPU
 	$(BIN)/python -m piip_ops.compile_cuda --arch 80 90
 
-sanitize: ## Run the CPU kernels over random shapes under the address sanitizer
+sanitize: ## Compare the CPU kernels over random shapes, under the address sanitizer
 	tools/sanitize_ops.sh
 
 bench: setup ## Time the attention operator against its plain PyTorch definition
@@ -85,9 +85,9 @@ lint: setup ## Format check, lint, types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	git ls-files '*.cpp' '*.cu' '*.h' | xargs -r $(BIN)/clang-format --dry-run --Werror
+	git ls-files '*.cpp' '*.cu' '*.cuh' '*.h' | xargs -r $(BIN)/clang-format --dry-run --Werror
 
 format: setup ## Rewrite the sources in the project's format
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
-	git ls-files '*.cpp' '*.cu' '*.h' | xargs -r $(BIN)/clang-format -i
+	git ls-files '*.cpp' '*.cu' '*.cuh' '*.h' | xargs -r $(BIN)/clang-format -i

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Builds the operator's CPU kernels with the address and undefined-behaviour sanitizers and runs them over random
-# shapes: tools/sanitize_ops.sh [problems a kernel set]
+# Builds the operator's CPU kernels with the address and undefined-behaviour sanitizers, runs them over random shapes and
+# compares what the kernel sets of this CPU give: tools/sanitize_ops.sh [problems]
 set -euo pipefail
 cd "$(dirname "$0")/../piip_ops/csrc"
 folder=$(mktemp -d)

@@ -146,6 +146,25 @@ def test_bad_positions_sample_zeros_and_leave_the_rest_alone(bad, dtype):
     assert spoiled[1].isfinite().all()
 
 
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("channels", [1, 3, 6, 12, 24, 100])
+def test_heads_do_not_touch_each_other(channels, dtype):
+    """Vectors that are wider than a head read, and in the backward pass write, nothing of its neighbours."""
+    shapes = {"query_shape": (4, 5), "value_shape": (6, 4)}
+    value, offsets, logits = cross_inputs(heads=6, channels=channels, dtype=dtype, **shapes)
+    clean = out_and_grads(lambda *x: deform_cross_attn(*x, **shapes), (value, offsets, logits))
+    spoiled_value, spoiled_logits = value.clone(), logits.clone()
+    spoiled_value[:, :, [1, 4]] = float("nan")
+    spoiled_logits[:, :, [1, 4]] = float("nan")
+    spoiled = out_and_grads(
+        lambda *x: deform_cross_attn(*x, **shapes), (spoiled_value, offsets, spoiled_logits)
+    )
+    others = [0, 2, 3, 5]
+    for a, b in zip(spoiled, clean, strict=True):
+        a, b = (t.unflatten(2, (6, -1))[:, :, others] if t.dim() == 3 else t[:, :, others] for t in (a, b))
+        assert torch.equal(a, b)
+
+
 def test_threads_do_not_change_the_result():
     shapes = {"query_shape": (9, 8), "value_shape": (7, 7)}
     inputs = cross_inputs(heads=16, dtype=torch.float32, **shapes)

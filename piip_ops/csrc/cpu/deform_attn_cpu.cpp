@@ -56,16 +56,6 @@ ScalarType to_scalar_type(at::ScalarType type) {
   }
 }
 
-// Slices of a wider tensor, such as one linear layer's output holding offsets and logits, are read in place.
-Tensor with_contiguous_rows(const Tensor& tensor) {
-  int64_t expected = 1;
-  for (int64_t dim = tensor.dim() - 1; dim >= 2; --dim) {
-    if (tensor.size(dim) != 1 && tensor.stride(dim) != expected) return tensor.contiguous();
-    expected *= tensor.size(dim);
-  }
-  return tensor;
-}
-
 Rows rows_of(const Tensor& tensor) {
   return {const_cast<void*>(tensor.const_data_ptr()), tensor.stride(0), tensor.stride(1)};
 }

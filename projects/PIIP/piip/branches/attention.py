@@ -11,6 +11,11 @@ from torch import Tensor, nn
 __all__ = ["TokenMapAttention", "window_merge", "window_partition"]
 
 
+def _windows(length: int, size: int) -> int:
+    """Windows along a side: written without a remainder, which PyTorch's compiler cannot simplify."""
+    return (length + size - 1) // size
+
+
 def window_partition(x: Tensor, size: int) -> Tensor:
     """Cut a map into square windows, zero-padding it at the bottom and right.
 
@@ -23,11 +28,11 @@ def window_partition(x: Tensor, size: int) -> Tensor:
         there are 3x3 windows, the last row and column of them half padding.
     """
     batch, height, width, channels = x.shape
-    pad_height, pad_width = -height % size, -width % size
+    rows, columns = _windows(height, size), _windows(width, size)
+    pad_height, pad_width = rows * size - height, columns * size - width
     # traced, the graph must fit other sizes: it always pads, even by nothing
     if torch.compiler.is_compiling() or pad_height or pad_width:
         x = F.pad(x, (0, 0, 0, pad_width, 0, pad_height))
-    rows, columns = (height + pad_height) // size, (width + pad_width) // size
     x = x.reshape(batch, rows, size, columns, size, channels).transpose(2, 3)  # (B, nH, nW, size, size, C)
     return x.reshape(batch * rows * columns, size, size, channels)
 
@@ -43,11 +48,15 @@ def window_merge(windows: Tensor, batch: int, height: int, width: int) -> Tensor
         ``(B, height, width, C)``.
     """
     size, channels = windows.shape[1], windows.shape[3]
-    rows, columns = (height + -height % size) // size, (width + -width % size) // size
+    rows, columns = _windows(height, size), _windows(width, size)
     x = windows.reshape(batch, rows, columns, size, size, channels).transpose(
         2, 3
     )  # (B, nH, size, nW, size, C)
     x = x.reshape(batch, rows * size, columns * size, channels)
+    if torch.compiler.is_compiling():
+        # a slice is contiguous or not, depending on whether it cuts anything off; the graph must not ask
+        kept_rows, kept_columns = (torch.arange(n, device=x.device) for n in (height, width))
+        return x.index_select(1, kept_rows).index_select(2, kept_columns)
     return x[:, :height, :width]
 
 
