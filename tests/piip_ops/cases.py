@@ -1,10 +1,13 @@
 """Random inputs and comparisons shared by the operator's tests."""
 
+import os
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
+# Where the operators run: PIIP_OPS_DEVICE=cuda tests the CUDA kernels.
+DEVICE = torch.device(os.environ.get("PIIP_OPS_DEVICE", "cpu"))
 CHANNELS = [1, 3, 6, 8, 12, 16, 24, 32, 40, 100]
 
 
@@ -24,7 +27,7 @@ def cross_inputs(
     value = torch.randn(batch, length, heads, channels, generator=random, dtype=torch.float64)
     offsets = 2 * torch.randn(batch, queries, heads, points, 2, generator=random, dtype=torch.float64)
     logits = torch.randn(batch, queries, heads, points, generator=random, dtype=torch.float64)
-    return value.to(dtype), offsets.to(dtype), logits.to(dtype)
+    return value.to(DEVICE, dtype), offsets.to(DEVICE, dtype), logits.to(DEVICE, dtype)
 
 
 def ms_inputs(
@@ -45,7 +48,7 @@ def ms_inputs(
         batch, queries, heads, len(shapes), points, 2, generator=random, dtype=torch.float64
     )
     weights = torch.rand(batch, queries, heads, len(shapes), points, generator=random, dtype=torch.float64)
-    return value.to(dtype), (1.4 * locations - 0.2).to(dtype), weights.to(dtype)
+    return value.to(DEVICE, dtype), (1.4 * locations - 0.2).to(DEVICE, dtype), weights.to(DEVICE, dtype)
 
 
 def out_and_grads(
@@ -55,7 +58,7 @@ def out_and_grads(
     leaves = [t.detach().clone().requires_grad_() for t in inputs]
     out = function(*leaves)
     cotangent = torch.randn(out.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    return [out.detach(), *torch.autograd.grad(out, leaves, cotangent.to(rounded_to).to(out.dtype))]
+    return [out.detach(), *torch.autograd.grad(out, leaves, cotangent.to(rounded_to).to(out))]
 
 
 def error(actual: Tensor, expected: Tensor) -> float:

@@ -12,7 +12,7 @@ from torch import nn
 import piip_ops
 from piip_ops import deform_cross_attn, deform_cross_attn_reference, ms_deform_attn, ms_deform_attn_reference
 
-from .cases import cross_inputs, error, ms_inputs
+from .cases import DEVICE, cross_inputs, error, ms_inputs
 
 ROOT = Path(__file__).parents[2]
 compiled = pytest.mark.skipif(
@@ -30,9 +30,9 @@ def test_opcheck(dtype):
     torch.library.opcheck(torch.ops.piip_ops.deform_cross_attn, (*cross, [5, 7], [6, 4]))
     torch.library.opcheck(torch.ops.piip_ops.ms_deform_attn, (ms[0], FLAT, ms[1], ms[2]))
     cross, ms = [t.detach() for t in cross], [t.detach() for t in ms]
-    grad = torch.randn(2, 35, 24).to(dtype)
+    grad = torch.randn(2, 35, 24).to(DEVICE, dtype)
     torch.library.opcheck(torch.ops.piip_ops.deform_cross_attn_backward, (grad, *cross, [5, 7], [6, 4]))
-    grad = torch.randn(2, 11, 15).to(dtype)
+    grad = torch.randn(2, 11, 15).to(DEVICE, dtype)
     torch.library.opcheck(torch.ops.piip_ops.ms_deform_attn_backward, (grad, ms[0], FLAT, ms[1], ms[2]))
 
 
@@ -68,10 +68,11 @@ class Attention(nn.Module):
 @pytest.mark.slow
 def test_compile_with_dynamic_sizes():
     torch.manual_seed(0)
-    model = Attention()
+    model = Attention().to(DEVICE)
     fast = torch.compile(model, fullgraph=True, dynamic=True, backend="aot_eager")
     for batch, size in ((2, 5), (3, 6), (1, 9)):
-        query, feat = torch.randn(batch, size, size + 1, 24), torch.randn(batch, size - 2, size, 24)
+        query = torch.randn(batch, size, size + 1, 24, device=DEVICE)
+        feat = torch.randn(batch, size - 2, size, 24, device=DEVICE)
         out = fast(query, feat)
         torch.testing.assert_close(out, model(query, feat))
         out.sum().backward()
@@ -81,14 +82,14 @@ def test_compile_with_dynamic_sizes():
 @pytest.mark.slow
 def test_export_with_dynamic_sizes():
     torch.manual_seed(0)
-    model = Attention()
+    model = Attention().to(DEVICE)
     batch, height, width = (torch.export.Dim(name, min=2, max=64) for name in ("batch", "height", "width"))
     exported = torch.export.export(
         model,
-        (torch.randn(2, 5, 6, 24), torch.randn(2, 4, 7, 24)),
+        (torch.randn(2, 5, 6, 24, device=DEVICE), torch.randn(2, 4, 7, 24, device=DEVICE)),
         dynamic_shapes=({0: batch, 1: height, 2: width}, {0: batch}),
     ).module()
-    query, feat = torch.randn(3, 8, 9, 24), torch.randn(3, 4, 7, 24)
+    query, feat = torch.randn(3, 8, 9, 24, device=DEVICE), torch.randn(3, 4, 7, 24, device=DEVICE)
     torch.testing.assert_close(exported(query, feat), model(query, feat))
 
 
@@ -96,7 +97,7 @@ def test_export_with_dynamic_sizes():
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_autocast_keeps_positions_in_float32(dtype):
     value, offsets, logits = cross_inputs(dtype=torch.float32)
-    with torch.autocast("cpu", dtype=dtype):
+    with torch.autocast(DEVICE.type, dtype=dtype):
         mixed = deform_cross_attn(value, offsets, logits, (5, 7), (6, 4))
         halved = deform_cross_attn(value.to(dtype), offsets.to(dtype), logits, (5, 7), (6, 4))
     assert mixed.dtype == halved.dtype == dtype
@@ -202,7 +203,10 @@ def test_every_instruction_set(capability):
     if here not in order or order.index(capability.upper()) > order.index(here):
         pytest.skip(f"this CPU has {here} only")
     expected = {"default": "baseline", "avx2": "AVX2", "avx512": "AVX512"}[capability]
-    assert _python(COMPARE, ATEN_CPU_CAPABILITY=capability).strip() == f"{expected} kernels"
+    assert (
+        _python(COMPARE, ATEN_CPU_CAPABILITY=capability, PIIP_OPS_DEVICE="cpu").strip()
+        == f"{expected} kernels"
+    )
 
 
 def test_without_the_extension_one_warning_and_the_reference():
