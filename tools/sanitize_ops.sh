@@ -7,4 +7,4 @@ folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 ${CXX:-g++} -std=c++20 -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all \
     fuzz/fuzz.cpp cpu/kernels_*.cpp -o "$folder/fuzz"
-"$folder/fuzz" "${1:-2000}"
+"$folder/fuzz" "${1:-4000}"

@@ -1,5 +1,5 @@
 // What the operators ask of their arguments, for every device (piip_ops/checks.py asks the same of the
-// reference), and the one thing they do about them.
+// reference).
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -101,16 +101,6 @@ inline void check_grad(const at::Tensor& grad, const at::Tensor& value, const Si
   TORCH_CHECK_VALUE(grad.device() == value.device() && grad.scalar_type() == value.scalar_type(),
                     "grad: expected ", value.scalar_type(), " on ", value.device(), " as value, got ",
                     grad.scalar_type(), " on ", grad.device());
-}
-
-// Slices of a wider tensor, such as one linear layer's output holding offsets and logits, are read in place.
-inline at::Tensor with_contiguous_rows(const at::Tensor& tensor) {
-  int64_t expected = 1;
-  for (int64_t dim = tensor.dim() - 1; dim >= 2; --dim) {
-    if (tensor.size(dim) != 1 && tensor.stride(dim) != expected) return tensor.contiguous();
-    expected *= tensor.size(dim);
-  }
-  return tensor;
 }
 
 }  // namespace piip_ops

@@ -154,7 +154,7 @@ PIIP_OPS_INLINE void finish_points(const Problem& problem, const BackwardScratch
   const Points<Acc>& points = scratch.points[q];
   const Acc* dots = scratch.dots[q];
   const int64_t padded = scratch.plan.padded;
-  const bool four = problem.cross && lanes >= 4 && problem.points == 4;
+  const bool four = softmax_in_lanes<Acc>(problem);
   for (int64_t i = 0; i < padded; i += lanes) {
     const auto at = [&](const Acc* p, int64_t k) { return load<V>(p + k * padded + i); };
     const V d00 = at(dots, 0), d01 = at(dots, 1), d10 = at(dots, 2), d11 = at(dots, 3);

@@ -10,10 +10,10 @@
 #include <algorithm>
 #include <limits>
 #include <string>
-#include <tuple>
 #include <vector>
 
 #include "../checks.h"
+#include "../tensors.h"
 #include "kernels.h"
 
 namespace piip_ops {
@@ -38,7 +38,6 @@ std::string cpu_kernels_name() { return kernels().name; }
 namespace {
 
 using at::Tensor;
-using Gradients = std::tuple<Tensor, Tensor, Tensor>;
 
 // Forward tasks a thread takes at least: about ten microseconds of work.
 constexpr int64_t kGrain = 16;
@@ -121,13 +120,7 @@ struct Call {
   }
 
   Gradients backward(const Tensor& grad) {
-    // The kernels add to grad_value, which bfloat16 and float16 are too coarse for.
-    const auto sum_type = value.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
-    const Tensor grad_value = at::zeros(value.sizes(), value.options().dtype(sum_type));
-    const auto make = [&](const Tensor& like) {
-      return empty() ? at::zeros(like.sizes(), like.options()) : at::empty(like.sizes(), like.options());
-    };
-    const Tensor grad_points = make(points), grad_mixing = make(mixing);
+    const auto [grad_value, grad_points, grad_mixing] = allocate_gradients(value, points, mixing, empty());
     if (!empty()) {
       const Tensor grad_rows = with_contiguous_rows(grad);
       problem.grad_out = rows_of(grad_rows);

@@ -112,17 +112,26 @@ PIIP_OPS_INLINE Vector<Acc, kLanes<Acc>> softmax_of_four(Vector<Acc, kLanes<Acc>
   const V e = exp_of_negative<lanes>(v - largest);
   return e / sum_of_four<Acc>(e);
 }
-// Runs of any length, one after the other.
+// Whether a head's logits fill runs of four lanes.
 template <typename Acc>
-void softmax(const Acc* from, int64_t runs, int64_t length, Acc* to) {
-  for (int64_t run = 0; run < runs; ++run, from += length, to += length) {
-    Acc largest = from[0], sum = 0;
-    for (int64_t i = 1; i < length; ++i) largest = from[i] > largest ? from[i] : largest;
-    for (int64_t i = 0; i < length; ++i) {
-      to[i] = exp_of_negative<kLanes<Acc>>(broadcast<Vector<Acc, kLanes<Acc>>>(from[i] - largest))[0];
-      sum += to[i];
-    }
-    for (int64_t i = 0; i < length; ++i) to[i] /= sum;
+bool softmax_in_lanes(const Problem& problem) {
+  return problem.cross && problem.points == 4 && kLanes<Acc> >= 4;
+}
+// Runs of any length, in arrays padded to whole vectors.
+template <typename Acc>
+void softmax(const Acc* from, int64_t runs, int64_t length, int64_t padded, Acc* to) {
+  using V = Vector<Acc, kLanes<Acc>>;
+  for (int64_t first = 0; first < runs * length; first += length) {
+    Acc largest = from[first];
+    for (int64_t i = 1; i < length; ++i) largest = from[first + i] > largest ? from[first + i] : largest;
+    for (int64_t i = 0; i < length; ++i) to[first + i] = from[first + i] - largest;
+  }
+  for (int64_t i = 0; i < padded; i += kLanes<Acc>)
+    store(to + i, exp_of_negative<kLanes<Acc>>(load<V>(to + i)));
+  for (int64_t first = 0; first < runs * length; first += length) {
+    Acc sum = 0;
+    for (int64_t i = 0; i < length; ++i) sum += to[first + i];
+    for (int64_t i = 0; i < length; ++i) to[first + i] /= sum;
   }
 }
 
@@ -172,11 +181,10 @@ PIIP_OPS_INLINE void prepare(const Problem& problem, const Plan<Acc>& plan, int6
   const Acc* mixing =
       read(problem.mixing, problem.point_type, batch, query, first, count, whole, plan.raw_mixing);
   Acc base_x = Acc(-0.5), base_y = Acc(-0.5);
-  bool four = false;
+  const bool four = softmax_in_lanes<Acc>(problem);
   if (problem.cross) {
-    four = lanes >= 4 && plan.points == 4;
     if (!four) {
-      softmax(mixing, heads, plan.points, plan.raw_mixing);
+      softmax(mixing, heads, plan.points, padded, plan.raw_mixing);
       mixing = plan.raw_mixing;
     }
     const int64_t row = query / problem.query_width, column = query - row * problem.query_width;

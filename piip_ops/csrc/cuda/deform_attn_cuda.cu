@@ -9,10 +9,10 @@
 #include <torch/library.h>
 
 #include <algorithm>
-#include <tuple>
 #include <utility>
 
 #include "../checks.h"
+#include "../tensors.h"
 #include "backward.cuh"
 #include "forward.cuh"
 
@@ -20,7 +20,6 @@ namespace piip_ops {
 namespace {
 
 using at::Tensor;
-using Gradients = std::tuple<Tensor, Tensor, Tensor>;
 
 constexpr int64_t kMaxBlocks = 1 << 20;  // the kernels go round in strides of the grid
 
@@ -133,12 +132,7 @@ struct Call {
   Gradients backward(const Tensor& grad, const char* name) {
     const c10::cuda::CUDAGuard guard(value.device());
     at::globalContext().alertNotDeterministic(name);
-    const auto sum_type = value.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
-    const Tensor grad_value = at::zeros(value.sizes(), value.options().dtype(sum_type));
-    const auto make = [&](const Tensor& like) {
-      return empty() ? at::zeros(like.sizes(), like.options()) : at::empty(like.sizes(), like.options());
-    };
-    const Tensor grad_points = make(points), grad_mixing = make(mixing);
+    const auto [grad_value, grad_points, grad_mixing] = allocate_gradients(value, points, mixing, empty());
     if (!empty()) {
       const Tensor grad_rows = with_contiguous_rows(grad);
       a.grad_out = grad_rows.const_data_ptr();
