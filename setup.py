@@ -37,7 +37,7 @@ def cuda_include_dirs() -> list[str]:
 
 
 def extension(cuda: bool) -> Extension:
-    sources = sorted(str(path) for path in [SOURCES / "register.cpp", *SOURCES.glob("cpu/*.cpp")])
+    sources = sorted(str(path) for path in [*SOURCES.glob("*.cpp"), *SOURCES.glob("cpu/*.cpp")])
     if not cuda:
         return CppExtension(
             "piip_ops._C", sources, extra_compile_args=CXX_FLAGS, extra_link_args=["-fopenmp"]

@@ -1,13 +1,12 @@
 """The compiled operators, as PyTorch knows them: ``torch.ops.piip_ops``.
 
-The extension brings the schemas and the kernels (csrc/register.cpp); here they learn shape inference and
-gradients. Where the extension is missing, or a device has no kernel, the reference computes the same.
+The extension brings the schemas, kernels and gradients (csrc/register.cpp); here they learn shape inference.
+Where the extension is missing, or a device has no kernel, the reference computes the same.
 """
 
 import warnings
 from collections.abc import Sequence
 from importlib import import_module
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -136,17 +135,6 @@ def _ms_backward_fake(
     return _like_contiguous(value, locations, weights)
 
 
-def _ms_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    value, ctx.spatial_shapes, locations, weights = inputs
-    ctx.save_for_backward(value, locations, weights)
-
-
-def _ms_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    value, locations, weights = ctx.saved_tensors
-    grads = torch.ops.piip_ops.ms_deform_attn_backward(grad, value, ctx.spatial_shapes, locations, weights)
-    return grads[0], None, grads[1], grads[2]
-
-
 def _cross_fake(
     value: Tensor, offsets: Tensor, logits: Tensor, query_shape: Sequence[int], value_shape: Sequence[int]
 ) -> Tensor:
@@ -165,36 +153,11 @@ def _cross_backward_fake(
     return _like_contiguous(value, offsets, logits)
 
 
-def _cross_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    value, offsets, logits, ctx.query_shape, ctx.value_shape = inputs
-    ctx.save_for_backward(value, offsets, logits)
-
-
-def _cross_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    value, offsets, logits = ctx.saved_tensors
-    grads = torch.ops.piip_ops.deform_cross_attn_backward(
-        grad, value, offsets, logits, ctx.query_shape, ctx.value_shape
-    )
-    return *grads, None, None
-
-
-def _no_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    pass
-
-
-def _no_double_backward(ctx: Any, *grads: Tensor) -> tuple[None, ...]:
-    raise RuntimeError(
-        "piip_ops: deformable attention can be differentiated once only; use ms_deform_attn_reference or "
-        "deform_cross_attn_reference where second derivatives are needed"
-    )
-
-
 if _COMPILED:
-    for _name, _fake, _backward, _setup in (
-        ("ms_deform_attn", _ms_fake, _ms_backward, _ms_setup),
-        ("ms_deform_attn_backward", _ms_backward_fake, _no_double_backward, _no_setup),
-        ("deform_cross_attn", _cross_fake, _cross_backward, _cross_setup),
-        ("deform_cross_attn_backward", _cross_backward_fake, _no_double_backward, _no_setup),
+    for _name, _fake in (
+        ("ms_deform_attn", _ms_fake),
+        ("ms_deform_attn_backward", _ms_backward_fake),
+        ("deform_cross_attn", _cross_fake),
+        ("deform_cross_attn_backward", _cross_backward_fake),
     ):
         torch.library.register_fake(f"piip_ops::{_name}", _fake)
-        torch.library.register_autograd(f"piip_ops::{_name}", _backward, setup_context=_setup)

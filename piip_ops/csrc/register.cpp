@@ -1,14 +1,14 @@
-// The operators' schemas and what does not depend on a device. The Python side (piip_ops/ops.py) adds fake
-// kernels and gradients.
+// The operators' schemas and what does not depend on a device. autograd.cpp adds gradients,
+// the Python side (piip_ops/ops.py) fake kernels.
 #include <Python.h>
 
 #include <ATen/autocast_mode.h>
-#include <ATen/core/dispatch/Dispatcher.h>
 #include <torch/library.h>
 
 #include <string>
 
 #include "checks.h"
+#include "dispatch.h"
 
 namespace piip_ops {
 
@@ -54,23 +54,16 @@ template <c10::DeviceType device>
 Tensor ms_deform_attn_autocast(const Tensor& value, SymIntArrayRef spatial_shapes, const Tensor& locations,
                                const Tensor& weights) {
   const c10::impl::ExcludeDispatchKeyGuard no_autocast(autocast_key(device));
-  static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow("piip_ops::ms_deform_attn", "")
-                             .typed<Tensor(const Tensor&, SymIntArrayRef, const Tensor&, const Tensor&)>();
   const Cast cast(device, value, locations, weights);
-  return op.call(cast.value, spatial_shapes, cast.points, cast.mixing);
+  return call_ms_deform_attn(cast.value, spatial_shapes, cast.points, cast.mixing);
 }
 
 template <c10::DeviceType device>
 Tensor deform_cross_attn_autocast(const Tensor& value, const Tensor& offsets, const Tensor& logits,
                                   SymIntArrayRef query_shape, SymIntArrayRef value_shape) {
   const c10::impl::ExcludeDispatchKeyGuard no_autocast(autocast_key(device));
-  static const auto op =
-      c10::Dispatcher::singleton()
-          .findSchemaOrThrow("piip_ops::deform_cross_attn", "")
-          .typed<Tensor(const Tensor&, const Tensor&, const Tensor&, SymIntArrayRef, SymIntArrayRef)>();
   const Cast cast(device, value, offsets, logits);
-  return op.call(cast.value, cast.points, cast.mixing, query_shape, value_shape);
+  return call_deform_cross_attn(cast.value, cast.points, cast.mixing, query_shape, value_shape);
 }
 
 }  // namespace

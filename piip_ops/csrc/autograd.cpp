@@ -1,0 +1,117 @@
+// Gradients. In C++ instead of through torch.library.register_autograd, whose Python costs the host more than
+// the rest of the call; on a GPU, PIIP's small maps would wait for it.
+#include <torch/csrc/autograd/custom_function.h>
+#include <torch/library.h>
+
+#include "dispatch.h"
+
+namespace piip_ops {
+namespace {
+
+using at::Tensor;
+using c10::SymIntArrayRef;
+using torch::autograd::AutogradContext;
+using torch::autograd::Function;
+using torch::autograd::variable_list;
+
+variable_list to_list(const Gradients& gradients) {
+  const auto& [grad_value, grad_points, grad_mixing] = gradients;
+  return {grad_value, grad_points, grad_mixing};
+}
+
+[[noreturn]] void refuse_double_backward() {
+  TORCH_CHECK(false,
+              "piip_ops: deformable attention can be differentiated once only; use ms_deform_attn_reference "
+              "or deform_cross_attn_reference where second derivatives are needed");
+}
+
+struct MsDeformAttn : Function<MsDeformAttn> {
+  static Tensor forward(AutogradContext* ctx, const Tensor& value, SymIntArrayRef spatial_shapes,
+                        const Tensor& locations, const Tensor& weights) {
+    const at::AutoDispatchBelowADInplaceOrView below_autograd;
+    ctx->save_for_backward({value, locations, weights});
+    ctx->saved_data["spatial_shapes"] = spatial_shapes;
+    return call_ms_deform_attn(value, spatial_shapes, locations, weights);
+  }
+  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
+    const auto saved = ctx->get_saved_variables();
+    const auto spatial_shapes = ctx->saved_data["spatial_shapes"].toSymIntVector();
+    const auto [grad_value, grad_locations, grad_weights] =
+        call_ms_deform_attn_backward(grads[0], saved[0], spatial_shapes, saved[1], saved[2]);
+    return {grad_value, Tensor(), grad_locations, grad_weights};
+  }
+};
+
+struct MsDeformAttnBackward : Function<MsDeformAttnBackward> {
+  static variable_list forward(AutogradContext*, const Tensor& grad, const Tensor& value,
+                               SymIntArrayRef spatial_shapes, const Tensor& locations,
+                               const Tensor& weights) {
+    const at::AutoDispatchBelowADInplaceOrView below_autograd;
+    return to_list(call_ms_deform_attn_backward(grad, value, spatial_shapes, locations, weights));
+  }
+  static variable_list backward(AutogradContext*, const variable_list&) { refuse_double_backward(); }
+};
+
+struct DeformCrossAttn : Function<DeformCrossAttn> {
+  static Tensor forward(AutogradContext* ctx, const Tensor& value, const Tensor& offsets,
+                        const Tensor& logits, SymIntArrayRef query_shape, SymIntArrayRef value_shape) {
+    const at::AutoDispatchBelowADInplaceOrView below_autograd;
+    ctx->save_for_backward({value, offsets, logits});
+    ctx->saved_data["query_shape"] = query_shape;
+    ctx->saved_data["value_shape"] = value_shape;
+    return call_deform_cross_attn(value, offsets, logits, query_shape, value_shape);
+  }
+  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
+    const auto saved = ctx->get_saved_variables();
+    const auto query_shape = ctx->saved_data["query_shape"].toSymIntVector();
+    const auto value_shape = ctx->saved_data["value_shape"].toSymIntVector();
+    auto gradients = to_list(
+        call_deform_cross_attn_backward(grads[0], saved[0], saved[1], saved[2], query_shape, value_shape));
+    gradients.resize(5);  // none for the shapes
+    return gradients;
+  }
+};
+
+struct DeformCrossAttnBackward : Function<DeformCrossAttnBackward> {
+  static variable_list forward(AutogradContext*, const Tensor& grad, const Tensor& value,
+                               const Tensor& offsets, const Tensor& logits, SymIntArrayRef query_shape,
+                               SymIntArrayRef value_shape) {
+    const at::AutoDispatchBelowADInplaceOrView below_autograd;
+    return to_list(call_deform_cross_attn_backward(grad, value, offsets, logits, query_shape, value_shape));
+  }
+  static variable_list backward(AutogradContext*, const variable_list&) { refuse_double_backward(); }
+};
+
+Tensor ms_deform_attn(const Tensor& value, SymIntArrayRef spatial_shapes, const Tensor& locations,
+                      const Tensor& weights) {
+  return MsDeformAttn::apply(value, spatial_shapes, locations, weights);
+}
+
+Gradients ms_deform_attn_backward(const Tensor& grad, const Tensor& value, SymIntArrayRef spatial_shapes,
+                                  const Tensor& locations, const Tensor& weights) {
+  const auto grads = MsDeformAttnBackward::apply(grad, value, spatial_shapes, locations, weights);
+  return {grads[0], grads[1], grads[2]};
+}
+
+Tensor deform_cross_attn(const Tensor& value, const Tensor& offsets, const Tensor& logits,
+                         SymIntArrayRef query_shape, SymIntArrayRef value_shape) {
+  return DeformCrossAttn::apply(value, offsets, logits, query_shape, value_shape);
+}
+
+Gradients deform_cross_attn_backward(const Tensor& grad, const Tensor& value, const Tensor& offsets,
+                                     const Tensor& logits, SymIntArrayRef query_shape,
+                                     SymIntArrayRef value_shape) {
+  const auto grads = DeformCrossAttnBackward::apply(grad, value, offsets, logits, query_shape, value_shape);
+  return {grads[0], grads[1], grads[2]};
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(piip_ops, Autograd, m) {
+  m.impl("ms_deform_attn", ms_deform_attn);
+  m.impl("ms_deform_attn_backward", ms_deform_attn_backward);
+  m.impl("deform_cross_attn", deform_cross_attn);
+  m.impl("deform_cross_attn_backward", deform_cross_attn_backward);
+}
+
+}  // namespace piip_ops
