@@ -59,10 +59,11 @@ demo: export PYTHONWARNINGS := ignore
 test: setup ## All tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal
 
-check-cuda: setup ## Compile the CUDA sources, which needs nvcc but no GPU
+check-cuda: setup ## Compile the CUDA sources (with nvcc) and test them in an emulation: no GPU needed
 	$(BIN)/python -m piip_ops.compile_cuda --arch 80 90
+	PIIP_OPS_DEVICE=emulated-cuda OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto tests/piip_ops
 
-sanitize: ## Compare the CPU kernels over random shapes, under the address sanitizer
+sanitize: setup ## Run the CPU kernels and the emulated CUDA kernels under the address sanitizer
 	tools/sanitize_ops.sh
 
 bench: setup ## Time the attention operator against its plain PyTorch definition

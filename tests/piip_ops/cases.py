@@ -6,8 +6,14 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-# Where the operators run: PIIP_OPS_DEVICE=cuda tests the CUDA kernels.
-DEVICE = torch.device(os.environ.get("PIIP_OPS_DEVICE", "cpu"))
+# Where the operators run: "cuda" tests the CUDA kernels, "emulated-cuda" does so without a GPU.
+_WHERE = os.environ.get("PIIP_OPS_DEVICE", "cpu")
+CUDA_KERNELS = _WHERE != "cpu"
+DEVICE = torch.device("cpu" if _WHERE == "emulated-cuda" else _WHERE)
+if _WHERE == "emulated-cuda":
+    from .emulated_cuda import load_kernels
+
+    load_kernels()
 CHANNELS = [1, 3, 6, 8, 12, 16, 24, 32, 40, 100]
 
 

@@ -12,6 +12,7 @@ from piip_ops import deform_cross_attn, deform_cross_attn_reference, ms_deform_a
 
 from .cases import (
     CHANNELS,
+    CUDA_KERNELS,
     DEVICE,
     REORDERING,
     away_from_integers,
@@ -175,6 +176,17 @@ def test_heads_do_not_touch_each_other(channels, dtype):
         a, b = (t.unflatten(2, (6, -1))[:, :, others] if t.dim() == 3 else t[:, :, others] for t in (a, b))
         # CUDA's atomic additions come in any order: one rounding of the type
         assert error(a, b) <= (0 if DEVICE.type == "cpu" else TOLERANCE[dtype])
+
+
+@pytest.mark.skipif(not CUDA_KERNELS, reason="about the CUDA kernels")
+def test_cuda_limits():
+    value, offsets, logits = cross_inputs(points=33)
+    with pytest.raises(ValueError, match="offsets: the CUDA kernel takes up to 32 points, got 33"):
+        deform_cross_attn(value, offsets, logits, (5, 7), (6, 4))
+    shapes = [(1, 1)] * 17
+    value, locations, weights = ms_inputs(shapes=shapes)
+    with pytest.raises(ValueError, match="spatial_shapes: the CUDA kernel takes up to 16 levels, got 17"):
+        ms_deform_attn(value, shapes, locations, weights)
 
 
 @pytest.mark.skipif(DEVICE.type != "cpu", reason="about threads of the CPU")

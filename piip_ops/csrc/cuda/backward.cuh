@@ -32,10 +32,7 @@ __device__ __forceinline__ void add_to(Acc* to, const Acc (&x)[width]) {
 template <typename S, int width, bool cross>
 __global__ void __launch_bounds__(kThreads) backward_kernel(const __grid_constant__ Arguments a) {
   using Acc = Accumulator<S>;
-  const int64_t pairs_in_block = kThreads / a.lanes;
-  for (int64_t first = blockIdx.x * pairs_in_block; first < a.pairs; first += gridDim.x * pairs_in_block) {
-    const Place place(a, first);
-    const Points<S, cross> points(a, place);
+  for_each_pair<S, cross>(a, [&](const Place& place, const Points<S, cross>& points) {
     const S* value = value_of<S>(a, place);
     const S* grad_out = static_cast<const S*>(a.grad_out) + place.batch * a.grad_out_batch_stride +
                         place.query * a.grad_out_row_stride + static_cast<int64_t>(place.head) * a.channels;
@@ -47,15 +44,13 @@ __global__ void __launch_bounds__(kThreads) backward_kernel(const __grid_constan
     for (int l = 0; l < a.levels; ++l) {
       const Level level = a.level[l];
       for (int tile = 0; tile < a.points; tile += a.lanes) {
-        Acc my_x, my_y, my_attention, my_grad_x = 0, my_grad_y = 0, my_grad_attention = 0;
         const int my_point = min(tile + place.lane, a.points - 1);
-        points.prepare(level, l * a.points + my_point, my_x, my_y, my_attention);
+        const auto prepared = points.prepare(level, l * a.points + my_point);
+        Acc my_grad_x = 0, my_grad_y = 0, my_grad_attention = 0;
         const int count = min(a.lanes, a.points - tile);
         for (int i = 0; i < count; ++i) {
-          const Acc x = __shfl_sync(kAllLanes, my_x, i, a.lanes),
-                    y = __shfl_sync(kAllLanes, my_y, i, a.lanes);
-          const Acc attention = __shfl_sync(kAllLanes, my_attention, i, a.lanes);
-          const Corners<Acc> corners(level, x, y);
+          const auto sample = prepared.of_lane(i, a.lanes);
+          const Corners<Acc> corners(level, sample);
           Acc dot[4] = {};  // grad_out . value at the corners
           for (int channel = place.lane * width; channel < a.channels; channel += a.lanes * width) {
             if (!place.active) continue;
@@ -65,7 +60,7 @@ __global__ void __launch_bounds__(kThreads) backward_kernel(const __grid_constan
               if (!corners.inside[corner]) continue;
               const auto pack = *reinterpret_cast<const Pack<S, width>*>(
                   value + corners.row[corner] * a.value_row_stride + channel);
-              const Acc weight = attention * corners.weight(corner);
+              const Acc weight = sample.attention * corners.weight(corner);
               Acc share[width];
 #pragma unroll
               for (int c = 0; c < width; ++c) {
@@ -78,8 +73,8 @@ __global__ void __launch_bounds__(kThreads) backward_kernel(const __grid_constan
           const Acc fx = corners.fraction_x, fy = corners.fraction_y;
           const Acc left = (1 - fy) * dot[0] + fy * dot[2], right = (1 - fy) * dot[1] + fy * dot[3];
           const Acc top = (1 - fx) * dot[0] + fx * dot[1], bottom = (1 - fx) * dot[2] + fx * dot[3];
-          const Acc grad_x = group_sum(attention * (right - left), a.lanes);
-          const Acc grad_y = group_sum(attention * (bottom - top), a.lanes);
+          const Acc grad_x = group_sum(sample.attention * (right - left), a.lanes);
+          const Acc grad_y = group_sum(sample.attention * (bottom - top), a.lanes);
           const Acc grad_attention = group_sum((1 - fx) * left + fx * right, a.lanes);
           if (i == place.lane) {
             my_grad_x = grad_x;
@@ -89,8 +84,8 @@ __global__ void __launch_bounds__(kThreads) backward_kernel(const __grid_constan
         }
         const bool mine = place.lane < count;
         if constexpr (cross) {  // through the softmax; all points are in this one tile
-          const Acc mean = group_sum(mine ? my_attention * my_grad_attention : Acc(0), a.lanes);
-          my_grad_attention = my_attention * (my_grad_attention - mean);
+          const Acc mean = group_sum(mine ? prepared.attention * my_grad_attention : Acc(0), a.lanes);
+          my_grad_attention = prepared.attention * (my_grad_attention - mean);
         } else {
           my_grad_x *= level.width;
           my_grad_y *= level.height;
@@ -103,7 +98,7 @@ __global__ void __launch_bounds__(kThreads) backward_kernel(const __grid_constan
         }
       }
     }
-  }
+  });
 }
 
 }  // namespace

@@ -9,10 +9,7 @@ namespace {
 template <typename S, int width, bool cross>
 __global__ void __launch_bounds__(kThreads) forward_kernel(const __grid_constant__ Arguments a) {
   using Acc = Accumulator<S>;
-  const int64_t pairs_in_block = kThreads / a.lanes;
-  for (int64_t first = blockIdx.x * pairs_in_block; first < a.pairs; first += gridDim.x * pairs_in_block) {
-    const Place place(a, first);
-    const Points<S, cross> points(a, place);
+  for_each_pair<S, cross>(a, [&](const Place& place, const Points<S, cross>& points) {
     const S* value = value_of<S>(a, place);
     S* out = static_cast<S*>(a.out) + place.pair * a.channels;
     for (int chunk = 0; chunk < a.channels; chunk += a.lanes * width) {
@@ -22,21 +19,17 @@ __global__ void __launch_bounds__(kThreads) forward_kernel(const __grid_constant
       for (int l = 0; l < a.levels; ++l) {
         const Level level = a.level[l];
         for (int tile = 0; tile < a.points; tile += a.lanes) {
-          Acc my_x, my_y, my_attention;
-          const int my_point = min(tile + place.lane, a.points - 1);
-          points.prepare(level, l * a.points + my_point, my_x, my_y, my_attention);
+          const auto prepared = points.prepare(level, l * a.points + min(tile + place.lane, a.points - 1));
           const int count = min(a.lanes, a.points - tile);
           for (int i = 0; i < count; ++i) {
-            const Acc x = __shfl_sync(kAllLanes, my_x, i, a.lanes),
-                      y = __shfl_sync(kAllLanes, my_y, i, a.lanes);
-            const Acc attention = __shfl_sync(kAllLanes, my_attention, i, a.lanes);
-            const Corners<Acc> corners(level, x, y);
+            const auto sample = prepared.of_lane(i, a.lanes);
+            const Corners<Acc> corners(level, sample);
 #pragma unroll
             for (int corner = 0; corner < 4; ++corner) {
               if (!mine || !corners.inside[corner]) continue;
               const auto pack = *reinterpret_cast<const Pack<S, width>*>(
                   value + corners.row[corner] * a.value_row_stride + channel);
-              const Acc weight = attention * corners.weight(corner);
+              const Acc weight = sample.attention * corners.weight(corner);
 #pragma unroll
               for (int c = 0; c < width; ++c) sum[c] += weight * static_cast<Acc>(pack.item[c]);
             }
@@ -50,7 +43,7 @@ __global__ void __launch_bounds__(kThreads) forward_kernel(const __grid_constant
         *reinterpret_cast<Pack<S, width>*>(out + channel) = pack;
       }
     }
-  }
+  });
 }
 
 }  // namespace

@@ -106,7 +106,19 @@ __device__ __forceinline__ const S* value_of(const Arguments& a, const Place& pl
          static_cast<int64_t>(place.head) * a.channels;
 }
 
-// The point that this lane prepares.
+// A position in pixels of the map and an attention weight.
+template <typename Acc>
+struct Sample {
+  Acc x, y, attention;
+
+  // What the group's lane `i` holds.
+  __device__ __forceinline__ Sample of_lane(int i, int lanes) const {
+    return {__shfl_sync(kAllLanes, x, i, lanes), __shfl_sync(kAllLanes, y, i, lanes),
+            __shfl_sync(kAllLanes, attention, i, lanes)};
+  }
+};
+
+// The points of a place's query and head, one of which this lane prepares.
 template <typename S, bool cross>
 struct Points {
   using Acc = Accumulator<S>;
@@ -132,24 +144,24 @@ struct Points {
     }
   }
 
-  __device__ __forceinline__ void prepare(const Level& level, int i, Acc& x, Acc& y, Acc& attention) const {
-    x = read_point<S>(a.points_xy, a.wide_points, first_point + 2 * i);
-    y = read_point<S>(a.points_xy, a.wide_points, first_point + 2 * i + 1);
-    attention = read_point<S>(a.mixing, a.wide_points, first_mixing + i);
+  __device__ __forceinline__ Sample<Acc> prepare(const Level& level, int i) const {
+    Acc x = read_point<S>(a.points_xy, a.wide_points, first_point + 2 * i);
+    Acc y = read_point<S>(a.points_xy, a.wide_points, first_point + 2 * i + 1);
+    Acc attention = read_point<S>(a.mixing, a.wide_points, first_mixing + i);
     if constexpr (cross) {
       attention = ::exp(attention - largest) / sum;
     } else {
       x *= level.width;
       y *= level.height;
     }
-    x += centre_x;
-    y += centre_y;
-    // Far enough outside to weigh nothing, near enough for an integer; the comparisons send NaN there as
-    // well.
-    x = x > Acc(-2) ? x : Acc(-2);
-    x = x < level.width + Acc(1) ? x : level.width + Acc(1);
-    y = y > Acc(-2) ? y : Acc(-2);
-    y = y < level.height + Acc(1) ? y : level.height + Acc(1);
+    return {near(x + centre_x, level.width), near(y + centre_y, level.height), attention};
+  }
+
+ private:
+  // Far enough outside to weigh nothing, near enough for an integer; the comparisons send NaN there as well.
+  static __device__ __forceinline__ Acc near(Acc position, int size) {
+    position = position > Acc(-2) ? position : Acc(-2);
+    return position < size + Acc(1) ? position : size + Acc(1);
   }
 };
 
@@ -160,10 +172,10 @@ struct Corners {
   bool inside[4];
   int64_t row[4];
 
-  __device__ __forceinline__ Corners(const Level& level, Acc x, Acc y) {
-    const Acc floor_x = ::floor(x), floor_y = ::floor(y);
-    fraction_x = x - floor_x;
-    fraction_y = y - floor_y;
+  __device__ __forceinline__ Corners(const Level& level, const Sample<Acc>& sample) {
+    const Acc floor_x = ::floor(sample.x), floor_y = ::floor(sample.y);
+    fraction_x = sample.x - floor_x;
+    fraction_y = sample.y - floor_y;
     const int x0 = static_cast<int>(floor_x), y0 = static_cast<int>(floor_y);
 #pragma unroll
     for (int corner = 0; corner < 4; ++corner) {
@@ -176,6 +188,16 @@ struct Corners {
     return (corner % 2 ? fraction_x : 1 - fraction_x) * (corner / 2 ? fraction_y : 1 - fraction_y);
   }
 };
+
+// Calls body(place, points) for every pair, in strides of the grid; all lanes of a warp go round together.
+template <typename S, bool cross, typename Body>
+__device__ __forceinline__ void for_each_pair(const Arguments& a, const Body& body) {
+  const int64_t pairs_in_block = kThreads / a.lanes;
+  for (int64_t first = blockIdx.x * pairs_in_block; first < a.pairs; first += gridDim.x * pairs_in_block) {
+    const Place place(a, first);
+    body(place, Points<S, cross>(a, place));
+  }
+}
 
 }  // namespace
 }  // namespace piip_ops
