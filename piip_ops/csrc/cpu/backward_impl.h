@@ -53,7 +53,7 @@ void scatter(const BackwardScratch<Acc>& scratch, int64_t queries, int64_t head,
     Acc* dots = scratch.dots[q] + head * per_head;
     const auto channels = [&](const S* row, int v) __attribute__((always_inline)) {
       if constexpr (has_tail) {
-        if (v == full) return load_tail_as<Acc>(row + v * lanes, tail);
+        if (v == full) return load_tail_as<Acc, known_tail>(row + v * lanes, tail);
       }
       return load_as<Acc>(row + v * lanes);
     };

@@ -41,7 +41,7 @@ void gather(const ForwardScratch<Acc>& scratch, int64_t queries, int64_t head, c
       const V w = broadcast<V>(scalar_weight);
       V* chain = sum[corner % chains];
       for (int v = 0; v < full; ++v) chain[v] += w * load_as<Acc>(row + v * lanes);
-      if constexpr (has_tail) chain[full] += w * load_tail_as<Acc>(row + full * lanes, tail);
+      if constexpr (has_tail) chain[full] += w * load_tail_as<Acc, kAnyTail>(row + full * lanes, tail);
     };
     for (int64_t level = 0; level < levels; ++level) {
       const Step step = one_run ? first_step : plan.step[level];

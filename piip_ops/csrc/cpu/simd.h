@@ -216,8 +216,15 @@ PIIP_OPS_INLINE Vector<Acc, kLanes<Acc>> widen(Vector<uint16_t, kLanes<Acc>> hal
   }
 }
 
-// Elements of a tensor as accumulators: a full vector, and the first tail.n lanes (the others are zero). The
-// loads of part of a vector do not touch what lies behind.
+// Channels that do not fill a vector. With AVX2, whose masked loads and stores are slow on AMD's processors,
+// 4 and 6 of them (of 12 and 6 channels a head) are worth code of their own; kAnyTail stands for other
+// numbers.
+constexpr int kNoTail = 0, kAnyTail = -1;
+template <typename Acc>
+constexpr bool kKnowsTails = kVectorBytes == 32 && sizeof(Acc) == 4;
+
+// Elements of a tensor as accumulators: a full vector, and the first tail.n lanes (`known` of them, if it is
+// not kAnyTail; the others are zero). The loads of part of a vector do not touch what lies behind.
 template <typename Acc, typename S>
 PIIP_OPS_INLINE Vector<Acc, kLanes<Acc>> load_as(const S* p) {
   if constexpr (sizeof(S) != 2) {
@@ -227,7 +234,7 @@ PIIP_OPS_INLINE Vector<Acc, kLanes<Acc>> load_as(const S* p) {
   }
 }
 
-template <typename Acc, typename S>
+template <typename Acc, int known, typename S>
 PIIP_OPS_INLINE Vector<Acc, kLanes<Acc>> load_tail_as(const S* p, const Tail<Acc>& tail) {
 #if defined(PIIP_OPS_AVX512)
   if constexpr (sizeof(S) == 8) {
@@ -238,7 +245,19 @@ PIIP_OPS_INLINE Vector<Acc, kLanes<Acc>> load_tail_as(const S* p, const Tail<Acc
     return widen<Acc, S>(reinterpret_cast<Vector<uint16_t, 16>>(_mm256_maskz_loadu_epi16(tail.mask, p)));
   }
 #elif defined(PIIP_OPS_AVX2)
-  if constexpr (sizeof(S) == 8) {
+  if constexpr (known != kAnyTail) {
+    static_assert(known == 4 || known == 6);
+    if constexpr (sizeof(S) == 4) {
+      const __m256 four = _mm256_zextps128_ps256(load<__m128>(p));
+      if constexpr (known == 4) return four;
+      const auto* pair = reinterpret_cast<const __m64*>(p + 4);
+      return _mm256_insertf128_ps(four, _mm_loadl_pi(__m128{}, pair), 1);
+    } else {
+      __m128i part = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p));
+      if constexpr (known == 6) part = _mm_insert_epi32(part, load<int32_t>(p + 4), 2);
+      return widen<Acc, S>(reinterpret_cast<Vector<uint16_t, 8>>(part));
+    }
+  } else if constexpr (sizeof(S) == 8) {
     return _mm256_maskload_pd(p, reinterpret_cast<__m256i>(tail.mask));
   } else if constexpr (sizeof(S) == 4) {
     return _mm256_maskload_ps(p, reinterpret_cast<__m256i>(tail.mask));
@@ -254,12 +273,6 @@ PIIP_OPS_INLINE Vector<Acc, kLanes<Acc>> load_tail_as(const S* p, const Tail<Acc
   return load_as<Acc>(part);
 #endif
 }
-
-// Channels that do not fill a vector. With AVX2, whose masked stores are slow on AMD's processors, 4 and 6 of
-// them (of 12 and 6 channels a head) are worth code of their own; kAnyTail stands for other numbers.
-constexpr int kNoTail = 0, kAnyTail = -1;
-template <typename Acc>
-constexpr bool kKnowsTails = kVectorBytes == 32 && sizeof(Acc) == 4;
 
 // Adds the first tail.n lanes (`known` of them, if it is not kAnyTail) to memory and touches nothing behind
 // them.
