@@ -22,8 +22,13 @@ from .tiny_config import QUICK_CONFIG, REPOSITORY
 PATIENCE = 300  # seconds; a busy machine takes tens of them to import PyTorch and Detectron2
 
 
+def _heed_interrupts() -> None:
+    """In the new process: what a shell starts in the background, these tests too, ignores interrupts."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.mark.slow
-def test_interrupt_resume_evaluate(tmp_path: Path) -> None:
+def test_interrupt_resume_evaluate(tmp_path: Path, request: pytest.FixtureRequest) -> None:
     for split, number in (("train", 12), ("val", 4)):
         write_split(tmp_path / "datasets/shapes", split, number, image_size=64, seed=0)
     output = tmp_path / "output"
@@ -31,14 +36,17 @@ def test_interrupt_resume_evaluate(tmp_path: Path) -> None:
     def start(*arguments: str) -> subprocess.Popen[str]:
         tool = str(REPOSITORY / "tools/lazyconfig_train_net.py")
         settings = [f"train.output_dir={output}", "train.checkpointer.period=2", "train.log_period=1"]
-        return subprocess.Popen(
+        run = subprocess.Popen(
             [sys.executable, tool, "--config-file", str(QUICK_CONFIG), *arguments, *settings],
             cwd=REPOSITORY,
             env={**os.environ, "DETECTRON2_DATASETS": str(tmp_path / "datasets")},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
+            preexec_fn=_heed_interrupts,
         )
+        request.addfinalizer(run.kill)  # nothing goes on where the test fails
+        return run
 
     small = "dataloader.train.total_batch_size=2"
     run = start(small, "train.max_iter=1000000", "dataloader.train.num_workers=1")
