@@ -7,8 +7,8 @@ CXX=${CXX:-g++}
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 # The kernels take minutes to compile this way: one process a core.
-for source in fuzz/fuzz cpu/kernels_{baseline,avx2,avx512}; do
-    echo "-c piip_ops/csrc/$source.cpp -o $folder/$(basename $source).o"
+for source in piip_ops/csrc/fuzz/fuzz.cpp piip_ops/csrc/cpu/kernels_*.cpp; do
+    echo "-c $source -o $folder/$(basename "$source" .cpp).o"
 done | xargs -P "$(nproc)" -L 1 "$CXX" -std=c++20 -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all
 "$CXX" -fsanitize=address,undefined "$folder"/*.o -o "$folder/fuzz"
 "$folder/fuzz" "${1:-4000}"
