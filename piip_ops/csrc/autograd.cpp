@@ -14,16 +14,24 @@ using torch::autograd::AutogradContext;
 using torch::autograd::Function;
 using torch::autograd::variable_list;
 
-variable_list to_list(const Gradients& gradients) {
-  const auto& [grad_value, grad_points, grad_mixing] = gradients;
-  return {grad_value, grad_points, grad_mixing};
-}
-
-[[noreturn]] void refuse_double_backward() {
-  TORCH_CHECK(false,
-              "piip_ops: deformable attention can be differentiated once only; use ms_deform_attn_reference "
-              "or deform_cross_attn_reference where second derivatives are needed");
-}
+// The gradients of either operator, which cannot be differentiated again.
+struct DifferentiatedOnce : Function<DifferentiatedOnce> {
+  // The tensors are those that `gradients` uses: autograd looks at them to know whether a second time may
+  // come.
+  template <typename Call>
+  static variable_list forward(AutogradContext*, const Call& gradients, const Tensor& /*grad*/,
+                               const Tensor& /*value*/, const Tensor& /*points*/, const Tensor& /*mixing*/) {
+    const at::AutoDispatchBelowADInplaceOrView below_autograd;
+    const auto [grad_value, grad_points, grad_mixing] = gradients();
+    return {grad_value, grad_points, grad_mixing};
+  }
+  static variable_list backward(AutogradContext*, const variable_list&) {
+    TORCH_CHECK(
+        false,
+        "piip_ops: deformable attention can be differentiated once only; use ms_deform_attn_reference "
+        "or deform_cross_attn_reference where second derivatives are needed");
+  }
+};
 
 struct MsDeformAttn : Function<MsDeformAttn> {
   static Tensor forward(AutogradContext* ctx, const Tensor& value, SymIntArrayRef spatial_shapes,
@@ -42,16 +50,6 @@ struct MsDeformAttn : Function<MsDeformAttn> {
   }
 };
 
-struct MsDeformAttnBackward : Function<MsDeformAttnBackward> {
-  static variable_list forward(AutogradContext*, const Tensor& grad, const Tensor& value,
-                               SymIntArrayRef spatial_shapes, const Tensor& locations,
-                               const Tensor& weights) {
-    const at::AutoDispatchBelowADInplaceOrView below_autograd;
-    return to_list(call_ms_deform_attn_backward(grad, value, spatial_shapes, locations, weights));
-  }
-  static variable_list backward(AutogradContext*, const variable_list&) { refuse_double_backward(); }
-};
-
 struct DeformCrossAttn : Function<DeformCrossAttn> {
   static Tensor forward(AutogradContext* ctx, const Tensor& value, const Tensor& offsets,
                         const Tensor& logits, SymIntArrayRef query_shape, SymIntArrayRef value_shape) {
@@ -65,21 +63,10 @@ struct DeformCrossAttn : Function<DeformCrossAttn> {
     const auto saved = ctx->get_saved_variables();
     const auto query_shape = ctx->saved_data["query_shape"].toSymIntVector();
     const auto value_shape = ctx->saved_data["value_shape"].toSymIntVector();
-    auto gradients = to_list(
-        call_deform_cross_attn_backward(grads[0], saved[0], saved[1], saved[2], query_shape, value_shape));
-    gradients.resize(5);  // none for the shapes
-    return gradients;
+    const auto [grad_value, grad_offsets, grad_logits] =
+        call_deform_cross_attn_backward(grads[0], saved[0], saved[1], saved[2], query_shape, value_shape);
+    return {grad_value, grad_offsets, grad_logits, Tensor(), Tensor()};
   }
-};
-
-struct DeformCrossAttnBackward : Function<DeformCrossAttnBackward> {
-  static variable_list forward(AutogradContext*, const Tensor& grad, const Tensor& value,
-                               const Tensor& offsets, const Tensor& logits, SymIntArrayRef query_shape,
-                               SymIntArrayRef value_shape) {
-    const at::AutoDispatchBelowADInplaceOrView below_autograd;
-    return to_list(call_deform_cross_attn_backward(grad, value, offsets, logits, query_shape, value_shape));
-  }
-  static variable_list backward(AutogradContext*, const variable_list&) { refuse_double_backward(); }
 };
 
 Tensor ms_deform_attn(const Tensor& value, SymIntArrayRef spatial_shapes, const Tensor& locations,
@@ -89,7 +76,10 @@ Tensor ms_deform_attn(const Tensor& value, SymIntArrayRef spatial_shapes, const 
 
 Gradients ms_deform_attn_backward(const Tensor& grad, const Tensor& value, SymIntArrayRef spatial_shapes,
                                   const Tensor& locations, const Tensor& weights) {
-  const auto grads = MsDeformAttnBackward::apply(grad, value, spatial_shapes, locations, weights);
+  const auto gradients = [&] {
+    return call_ms_deform_attn_backward(grad, value, spatial_shapes, locations, weights);
+  };
+  const auto grads = DifferentiatedOnce::apply(gradients, grad, value, locations, weights);
   return {grads[0], grads[1], grads[2]};
 }
 
@@ -101,7 +91,10 @@ Tensor deform_cross_attn(const Tensor& value, const Tensor& offsets, const Tenso
 Gradients deform_cross_attn_backward(const Tensor& grad, const Tensor& value, const Tensor& offsets,
                                      const Tensor& logits, SymIntArrayRef query_shape,
                                      SymIntArrayRef value_shape) {
-  const auto grads = DeformCrossAttnBackward::apply(grad, value, offsets, logits, query_shape, value_shape);
+  const auto gradients = [&] {
+    return call_deform_cross_attn_backward(grad, value, offsets, logits, query_shape, value_shape);
+  };
+  const auto grads = DifferentiatedOnce::apply(gradients, grad, value, offsets, logits);
   return {grads[0], grads[1], grads[2]};
 }
 

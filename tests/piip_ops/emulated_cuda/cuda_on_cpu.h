@@ -31,6 +31,11 @@ class Warp {
  public:
   static constexpr int kLanes = 32;
 
+  static Warp& instance() {
+    static thread_local Warp warp;
+    return warp;
+  }
+
   template <typename Body>
   void run(unsigned first_thread, const Body& body) {
     first_thread_ = first_thread;
@@ -43,7 +48,6 @@ class Warp {
       if (lanes_[0].finished) break;
       ++round_;
     }
-    current_ = -1;
   }
 
   // What lane `source` of the lane's group of `width` brings to this shuffle.
@@ -111,12 +115,6 @@ class Warp {
   const void* body_;
   unsigned first_thread_;
   int current_, round_;
-
- public:
-  static Warp& instance() {
-    static thread_local Warp warp;
-    return warp;
-  }
 };
 
 inline thread_local Index block_index, grid_size;
