@@ -60,8 +60,8 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
 def run_model(args: argparse.Namespace) -> None:
     """Measure detectors and print a row for each, mode, precision and batch."""
     # imported here: `ops` needs no Detectron2
-    from piip.detection.latency import Contender, Protocol, compare
     from piip.flops import format_rows
+    from piip.measure.latency import Contender, Protocol, compare
 
     if args.device == "cuda" and not torch.cuda.is_available():
         sys.exit("error: --device cuda, but PyTorch finds no GPU: use --device cpu")
@@ -96,8 +96,8 @@ def run_model(args: argparse.Namespace) -> None:
 
 def run_end_to_end(args: argparse.Namespace) -> None:
     """Print what the operator saves of a forward pass and of a training step."""
-    from piip.detection.operator_share import compare_operators
     from piip.flops import format_rows
+    from piip.measure.operator_share import compare_operators
 
     torch.set_num_threads(args.threads)
     try:

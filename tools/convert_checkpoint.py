@@ -9,7 +9,7 @@ import sys
 
 from detectron2.config import LazyConfig
 
-from piip.detection.convert import convert_checkpoint
+from piip.engine.convert import convert_checkpoint
 
 EPILOG = """
 Training, evaluation and the demo take released files as they are; this writes the converted one down.

@@ -14,9 +14,9 @@ from typing import Any
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
-from piip.detection.cost import detector_cost, load_detector
 from piip.flops import Part, build_on_meta, format_rows
 from piip.flops.tables import TABLES, reproduce
+from piip.measure.cost import detector_cost, load_detector
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = ROOT / "configs" / "COCO"

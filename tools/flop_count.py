@@ -66,7 +66,7 @@ def main(argv: list[str] | None = None) -> None:
 def report(args: argparse.Namespace) -> str:
     """The cost of a config's detector as text."""
     # imported here because the published tables need no Detectron2
-    from piip.detection.cost import detector_cost, load_detector
+    from piip.measure.cost import detector_cost, load_detector
 
     with build_on_meta():
         detector = load_detector(

@@ -8,7 +8,7 @@ import sys
 
 from detectron2.engine import default_argument_parser, launch
 
-from piip.detection.train import main
+from piip.engine.train import main
 
 EPILOG = """
 Examples:

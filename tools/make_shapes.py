@@ -4,8 +4,8 @@
 import argparse
 from pathlib import Path
 
-from piip.detection.data import dataset_root
-from piip.detection.shapes import write_split
+from piip.engine.data import dataset_root
+from piip.quick.shapes import write_split
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Write a small COCO-format dataset of drawn shapes.")

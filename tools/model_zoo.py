@@ -8,7 +8,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from piip.model_zoo import RELEASED, markdown_table
+from piip.weights.model_zoo import RELEASED, markdown_table
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "COCO"
 
@@ -20,7 +20,7 @@ def main(argv: list[str] | None = None) -> None:
     if not parser.parse_args(argv).check:
         print(markdown_table())
         return
-    from piip.detection.zoo_check import check  # needs Detectron2, which the list does not
+    from piip.measure.zoo_check import check  # needs Detectron2, which the list does not
 
     wrong = 0
     for released in RELEASED:

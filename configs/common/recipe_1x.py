@@ -6,7 +6,7 @@ from detectron2.config import LazyCall as L
 from detectron2.solver import WarmupParamScheduler
 from fvcore.common.param_scheduler import MultiStepParamScheduler
 
-from piip.optim import param_groups
+from piip.engine.optim import param_groups
 
 _epoch = 7330  # ceil(117266 images with objects / 16 images an iteration)
 

@@ -18,9 +18,10 @@ from omegaconf import OmegaConf
 
 from piip import PIIP, InteractionConfig
 from piip.branches import ViTBranch
-from piip.detection import piip_backbone
-from piip.detection.data import TrainLoader, dataset_dicts
-from piip.detection.shapes import CLASSES, register
+from piip.detection.data import dataset_dicts
+from piip.engine.backbone import piip_backbone
+from piip.engine.data import TrainLoader
+from piip.quick.shapes import CLASSES, register
 
 register()
 

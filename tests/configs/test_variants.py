@@ -19,9 +19,9 @@ from detectron2.config import LazyConfig, instantiate
 from detectron2.data import transforms as T
 
 from piip import PIIP
+from piip.engine.optim import layer_decay_factors
 from piip.official import build_backbone
-from piip.optim import layer_decay_factors
-from piip.pretrained import FAMILIES
+from piip.weights.pretrained import FAMILIES
 
 FOLDER = Path(__file__).parents[2] / "configs" / "COCO"
 SBL = "3branch__mask_rcnn_{}_sbl_1568_1120_672_fpn_1x_coco_bs16"

@@ -6,8 +6,9 @@ from detectron2.data import DatasetMapper, build_detection_test_loader
 from detectron2.evaluation import COCOEvaluator
 from omegaconf import OmegaConf
 
-from piip.detection import ResizeToFit
-from piip.detection.data import TrainLoader, dataset_dicts
+from piip.detection.data import dataset_dicts
+from piip.engine.data import TrainLoader
+from piip.engine.resize import ResizeToFit
 
 dataloader = OmegaConf.create()
 dataloader.train = L(TrainLoader)(

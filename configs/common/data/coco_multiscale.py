@@ -3,7 +3,7 @@
 import detectron2.data.transforms as T
 from detectron2.config import LazyCall as L
 
-from piip.detection import OneOf, RandomResizeToFit
+from piip.engine.resize import OneOf, RandomResizeToFit
 
 from .coco import dataloader
 

@@ -9,7 +9,7 @@ from detectron2 import model_zoo
 from detectron2.config import LazyCall as L
 
 from piip import PIIP, InteractionConfig
-from piip.detection import piip_backbone
+from piip.engine.backbone import piip_backbone
 
 model = model_zoo.get_config("common/models/mask_rcnn_fpn.py").model
 model.input_format = "RGB"

@@ -21,7 +21,7 @@ from detectron2.modeling import GeneralizedRCNN
 from detectron2.modeling.poolers import assign_boxes_to_levels
 from detectron2.structures import Boxes
 
-from piip.detection import piip_backbone
+from piip.engine.backbone import piip_backbone
 
 from ..models import tiny_piip
 

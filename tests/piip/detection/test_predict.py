@@ -23,12 +23,12 @@ from detectron2.structures import Boxes, Instances
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
-from piip.detection.checkpoint import Checkpointer
 from piip.detection.compare import compare
 from piip.detection.predict import Predictor, draw, expand_inputs, predict
-from piip.detection.train import build_model
+from piip.engine.checkpoint import Checkpointer
+from piip.engine.train import build_model
 
-from .tiny_config import QUICK_CONFIG, REPOSITORY, tiny_config
+from ..tiny_config import QUICK_CONFIG, REPOSITORY, tiny_config
 
 
 @pytest.fixture(scope="module")

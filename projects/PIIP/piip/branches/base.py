@@ -17,7 +17,7 @@ Family = Literal[
 
 @dataclass(frozen=True, kw_only=True)
 class Pretrained:
-    """Weights that a branch starts training from; :func:`piip.pretrained.load_pretrained` loads them.
+    """Weights that a branch starts training from; :func:`piip.weights.pretrained.load_pretrained` loads them.
 
     Attributes:
         source: ``timm:`` and a timm name with its tag, a URL, or a path.

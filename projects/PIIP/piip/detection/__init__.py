@@ -1,6 +1,1 @@
-"""PIIP in Detectron2. The only part of the package that needs Detectron2."""
-
-from .backbone import piip_backbone
-from .resize import OneOf, RandomResizeToFit, ResizeToFit
-
-__all__ = ["OneOf", "RandomResizeToFit", "ResizeToFit", "piip_backbone"]
+"""Detectors on PIIP: their parts, data, evaluation and drawing."""

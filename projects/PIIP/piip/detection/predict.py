@@ -25,8 +25,8 @@ from omegaconf import DictConfig
 from PIL.Image import DecompressionBombError
 from tqdm import tqdm
 
-from .checkpoint import Checkpointer
-from .train import autocast, build_model
+from ..engine.checkpoint import Checkpointer
+from ..engine.train import autocast, build_model
 
 _logger = logging.getLogger("detectron2.piip")
 

@@ -1,0 +1,1 @@
+"""What all tasks share: training, checkpoints, data loading, and PIIP as a backbone of Detectron2."""

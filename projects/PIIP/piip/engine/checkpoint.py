@@ -1,0 +1,119 @@
+"""Checkpoints that load whole or not at all."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from detectron2.checkpoint import DetectionCheckpointer
+from torch import Tensor
+
+from ..weights.official_detector import convert_detector, is_official
+from ..weights.tensor_file import read_file, state_dict_of, unwrap
+
+_SHOWN = 5  # keys named in an error, per kind of mismatch
+
+
+def _listing(title: str, entries: Sequence[str], shown: int | None) -> list[str]:
+    if not entries:
+        return []
+    more = f", ... {len(entries) - shown} more" if shown is not None and len(entries) > shown else ""
+    return [f"{len(entries)} {title}: {', '.join(entries[:shown])}{more}"]
+
+
+def differences(
+    weights: Mapping[str, Tensor], model: Mapping[str, Tensor], *, shown: int | None = None
+) -> list[str]:
+    """What keeps weights from being loaded into a model; empty where they fit.
+
+    Args:
+        weights: those of a checkpoint.
+        model: the model's state dict.
+        shown: how many keys of each kind to name; None for all.
+
+    Returns:
+        One text for the keys missing, one for those unknown, one for those of another shape.
+    """
+    misshapen = [
+        f"{key} {tuple(weights[key].shape)} in the checkpoint, {tuple(model[key].shape)} here"
+        for key in model
+        if key in weights and weights[key].shape != model[key].shape
+    ]
+    return [
+        *_listing("keys missing", [key for key in model if key not in weights], shown),
+        *_listing("keys unknown", [key for key in weights if key not in model], shown),
+        *_listing("shapes differ", misshapen, shown),
+    ]
+
+
+class Checkpointer(DetectionCheckpointer):
+    """Detectron2's checkpointer, strict: a checkpoint that does not fit the model is an error.
+
+    Reads `.pth` (tensors and plain containers only) and `.safetensors`, released detectors included: their
+    tensors are renamed on the way. Weights for a single branch go through `piip.weights.pretrained`.
+    """
+
+    def load(self, path: str, checkpointables: list[str] | None = None) -> dict[str, Any]:
+        """Load the model, and what else was saved with it.
+
+        Args:
+            path: a file or anything iopath resolves; empty to load nothing.
+            checkpointables: names of the other objects to load; None for all.
+
+        Returns:
+            What the checkpoint holds beyond those.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: the file is no checkpoint, or one of another architecture; names keys and shapes.
+        """
+        if path and "://" not in path and not os.path.isfile(path):
+            raise FileNotFoundError(f"checkpoint {path} does not exist: check the path")
+        loaded: dict[str, Any] = super().load(path, checkpointables)
+        return loaded
+
+    def save(self, name: str, **kwargs: Any) -> None:
+        """Write `name`.pth, unless the weights have diverged: the checkpoint before stays the last one then.
+
+        Raises:
+            FloatingPointError: a parameter is infinite or NaN.
+        """
+        for key, parameter in self.model.named_parameters():
+            if not torch.isfinite(parameter).all():
+                raise FloatingPointError(
+                    f"checkpoint {name} not written: parameter {key} is infinite or NaN; "
+                    f"the last good checkpoint is {self.get_checkpoint_file() or 'none'}"
+                )
+        super().save(name, **kwargs)
+
+    def _load_file(self, filename: str) -> dict[str, Any]:
+        if filename.endswith(".safetensors"):
+            return self._with_our_names({"model": read_file(filename)}, filename)
+        if filename.endswith(".pkl"):
+            raise ValueError(
+                f"checkpoint {filename} is a pickle, which can run code: convert it to .safetensors"
+            )
+        loaded: dict[str, Any] = super()._load_file(filename)
+        if not isinstance(loaded["model"], dict):
+            raise ValueError(f"checkpoint {filename} holds no state dict under 'model': is it a checkpoint?")
+        return self._with_our_names(loaded, filename)
+
+    def _with_our_names(self, loaded: dict[str, Any], filename: str) -> dict[str, Any]:
+        """Convert a released detector, and leave what else is in its file; others stay as they are."""
+        if not is_official(unwrap(loaded)):
+            return loaded
+        self.logger.info(f"{filename} is a released detector: converting the names of its tensors")
+        return {"model": convert_detector(state_dict_of(loaded, filename), filename)}
+
+    def _torch_load(self, filename: str) -> Any:
+        return read_file(filename)
+
+    def _load_model(self, checkpoint: dict[str, Any]) -> Any:
+        mismatches = differences(checkpoint["model"], self.model.state_dict(), shown=_SHOWN)
+        if mismatches:
+            raise ValueError(
+                f"checkpoint does not fit the model ({'; '.join(mismatches)}): give its own config"
+            )
+        return super()._load_model(checkpoint)

@@ -1,0 +1,83 @@
+"""Layer-wise learning-rate decay for branches of unequal depth (SPEC 3.2)."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from typing import Any
+
+from torch import nn
+
+from ..backbone import PIIP
+
+__all__ = ["layer_decay_factors", "param_groups"]
+
+
+def layer_decay_factors(model: nn.Module, decay_rate: float) -> dict[str, float]:
+    """Learning-rate factor of each parameter of a model that holds a PIIP.
+
+    With L blocks in the first (largest) model that takes part, a parameter before the blocks gets
+    ``decay_rate ** (L + 1)``, the last block of each branch ``decay_rate``, and everything that is not part
+    of a branch 1. A branch of fewer blocks takes larger steps, ``L / depth``, rounded down.
+
+    Args:
+        model: any module with one :class:`piip.PIIP` inside.
+        decay_rate: factor between neighbouring layers.
+
+    Returns:
+        parameter name -> factor.
+
+    Raises:
+        ValueError: when there is no PIIP in the model, or more than one.
+    """
+    found = [(name, module) for name, module in model.named_modules() if isinstance(module, PIIP)]
+    if len(found) != 1:
+        raise ValueError(f"layer-wise decay needs a model with one PIIP backbone, this one has {len(found)}")
+    ((prefix, piip),) = found
+    # ConvNeXts take no part: the first that does sets the scale
+    depths = [
+        b.depth for b in piip.branches if any(b.decay_depth(n) is not None for n, _ in b.named_parameters())
+    ]
+    num_layers = depths[0] if depths else 0
+    factors = {name: 1.0 for name, _ in model.named_parameters()}
+    for j, branch in enumerate(piip.branches):
+        root = ".".join(filter(None, (prefix, "branches", str(j))))
+        for name, _ in branch.named_parameters():
+            depth = branch.decay_depth(name)
+            if depth is not None:
+                layer = math.floor(depth * num_layers / branch.depth)
+                factors[f"{root}.{name}"] = decay_rate ** (num_layers + 1 - layer)
+    return factors
+
+
+def param_groups(
+    model: nn.Module,
+    *,
+    base_lr: float,
+    weight_decay: float,
+    layer_decay_rate: float = 1.0,
+) -> list[dict[str, Any]]:
+    """Parameter groups of the published recipe.
+
+    Vectors and biases are not decayed. Everything else is, the position embeddings and the scalar weights of
+    the merge (0-dimensional, so no vectors) included.
+
+    Args:
+        model: the model; frozen parameters are left out.
+        base_lr: learning rate where the factor is 1.
+        weight_decay: weight decay of all but vectors and biases.
+        layer_decay_rate: see :func:`layer_decay_factors`; 1 for no decay over depth (no PIIP is needed then).
+
+    Returns:
+        Groups for a ``torch.optim`` optimizer, ordered by learning rate.
+    """
+    factors = layer_decay_factors(model, layer_decay_rate) if layer_decay_rate != 1.0 else {}
+    groups: dict[tuple[float, float], list[nn.Parameter]] = defaultdict(list)
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            exempt = parameter.ndim == 1 or name.endswith(".bias")
+            groups[base_lr * factors.get(name, 1.0), 0.0 if exempt else weight_decay].append(parameter)
+    return [
+        {"params": parameters, "lr": lr, "weight_decay": decay}
+        for (lr, decay), parameters in sorted(groups.items(), key=lambda item: item[0])
+    ]

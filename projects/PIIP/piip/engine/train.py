@@ -1,0 +1,239 @@
+"""Training and evaluation of LazyConfigs: Detectron2's loop with bfloat16, exact resumption, clear failure.
+
+Beyond Detectron2's, a config may set in `train`:
+    seed: int; what a run draws at random depends on it only. Absent or negative: drawn once, kept in
+        checkpoints.
+    precision, eval_precision: "float32" (default) or "bfloat16" (autocast; weights and optimizer stay as they
+        are).
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import math
+import time
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from detectron2.config import LazyConfig, instantiate
+from detectron2.engine import create_ddp_model, default_setup, default_writers, hooks
+from detectron2.engine.train_loop import SimpleTrainer
+from detectron2.evaluation import inference_on_dataset, print_csv_format
+from detectron2.utils import comm
+from omegaconf import DictConfig
+from torch import nn
+
+import piip_ops
+
+from ..weights.pretrained import load_pretrained
+from .checkpoint import Checkpointer
+from .data import TrainLoader, mix_seed, seed_all
+
+_logger = logging.getLogger("detectron2.piip")
+_PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+_SUMMARY = {"AP": "AP", "AP50": "AP50", "AP75": "AP75", "APs": "small", "APm": "medium", "APl": "large"}
+
+
+def autocast(device: str | torch.device, precision: str) -> torch.autocast:
+    """The context to run a model in for a precision named as in the configs.
+
+    Raises:
+        ValueError: unknown precision.
+    """
+    if precision not in _PRECISIONS:
+        raise ValueError(f"precision '{precision}' is not supported: use one of {', '.join(_PRECISIONS)}")
+    dtype = _PRECISIONS[precision]
+    return torch.autocast(torch.device(device).type, torch.bfloat16, enabled=dtype != torch.float32)
+
+
+class Trainer(SimpleTrainer):
+    """Detectron2's `SimpleTrainer` on any device and in bfloat16, with steps that repeat bit for bit.
+
+    What a step draws at random (drop path, sampling of anchors and proposals) depends on (seed, rank,
+    iteration) only, so nothing but the seed has to be kept in checkpoints, and evaluation between steps
+    changes nothing.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        data_loader: Iterable[Any],
+        optimizer: torch.optim.Optimizer,
+        *,
+        seed: int,
+        precision: str = "float32",
+    ) -> None:
+        """
+        Args:
+            model: takes a batch, returns a dict of losses (0-dim tensors).
+            data_loader: endless batches.
+            optimizer: of the model's parameters.
+            seed: of this run, in [0, 2**32); the same on all ranks. `load_state_dict` replaces it.
+            precision: "float32" or "bfloat16".
+        """
+        super().__init__(model, data_loader, optimizer)
+        self.seed, self.precision = seed, precision
+        self.device = next(model.parameters()).device
+
+    def run_step(self) -> None:
+        """One iteration.
+
+        Raises:
+            FloatingPointError: a loss is infinite or NaN; the weights are as the last step left them.
+        """
+        start = time.perf_counter()
+        batch = next(self._data_loader_iter)
+        data_time = time.perf_counter() - start
+        seed_all(mix_seed(self.seed, comm.get_rank(), self.iter))
+        try:
+            with autocast(self.device, self.precision):
+                losses: dict[str, torch.Tensor] = self.model(batch)
+        except FloatingPointError as error:  # Detectron2's proposals notice before there is a loss
+            raise self._diverged(str(error).rstrip(".")) from error
+        total = torch.stack([loss.float() for loss in losses.values()]).sum()
+        if not torch.isfinite(total):
+            values = ", ".join(f"{name} {loss.item():g}" for name, loss in losses.items())
+            raise self._diverged(f"loss is not finite, {values}")
+        self.optimizer.zero_grad()
+        total.backward()
+        self.after_backward()
+        self._write_metrics(losses, data_time)
+        self.optimizer.step()
+
+    def _diverged(self, reason: str) -> FloatingPointError:
+        return FloatingPointError(
+            f"training diverged at iteration {self.iter} ({reason}): it stops, checkpoints stay as they are; "
+            "lower optimizer.lr or look at the data"
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        state: dict[str, Any] = super().state_dict()
+        return {**state, "seed": self.seed}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        self.seed = state_dict["seed"]
+
+
+def build_model(cfg: DictConfig) -> nn.Module:
+    """The config's model on the config's device.
+
+    Raises:
+        ValueError: the device is not there.
+    """
+    device = torch.device(cfg.train.device)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"train.device is '{device}' but PyTorch finds no GPU: add train.device=cpu")
+    model: nn.Module = instantiate(cfg.model)
+    return model.to(device)
+
+
+def summary(results: dict[str, dict[str, float]]) -> str:
+    """A table of AP, AP50, AP75 and AP by object size, a line a task, from what `COCOEvaluator` returns."""
+    lines = [" " * 6 + "".join(f"{title:>8}" for title in _SUMMARY.values())]
+    for task, name in (("bbox", "box"), ("segm", "mask")):
+        if task in results:
+            values = [results[task].get(key, math.nan) for key in _SUMMARY]
+            lines.append(f"{name:6}" + "".join("     n/a" if math.isnan(v) else f"{v:8.1f}" for v in values))
+    return "\n".join(lines)
+
+
+def evaluate(cfg: DictConfig, model: nn.Module) -> dict[str, dict[str, float]]:
+    """Run the config's evaluator on its test set, in its `train.eval_precision`, and log the results.
+
+    Returns:
+        Metrics by task, as the evaluator gives them; empty on all but the main process.
+    """
+    loader, evaluator = instantiate(cfg.dataloader.test), instantiate(cfg.dataloader.evaluator)
+    with autocast(cfg.train.device, cfg.train.get("eval_precision", "float32")):
+        results: dict[str, dict[str, float]] = inference_on_dataset(model, loader, evaluator)
+    if comm.is_main_process():
+        print_csv_format(results)
+        _logger.info("COCO average precision in percent:\n" + summary(results))
+    return results
+
+
+def train(cfg: DictConfig, *, resume: bool = False) -> None:
+    """Train the config's model, evaluating and saving as it says.
+
+    Args:
+        cfg: a LazyConfig with `model`, `optimizer`, `lr_multiplier`, `dataloader` and `train`.
+        resume: continue from the last checkpoint in `train.output_dir`, if there is one. On the CPU, with
+            `TrainLoader` as `dataloader.train`, the result is bit for bit that of a run that never stopped.
+
+    Raises:
+        FloatingPointError: a loss or a weight became infinite or NaN.
+        KeyboardInterrupt: Ctrl-C, once the log says how to go on.
+        ValueError: the config or a checkpoint does not fit.
+    """
+    if cfg.train.get("amp", {}).get("enabled", False):
+        raise ValueError(
+            "train.amp.enabled (float16) is not supported: set train.precision='bfloat16' instead"
+        )
+    seed = cfg.train.get("seed", -1)
+    seed = seed if seed >= 0 else comm.shared_random_seed()
+    seed_all(mix_seed(seed, comm.get_rank()))  # the first weights
+    model = build_model(cfg)
+    _logger.info(f"the model has {sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters")
+    cfg.optimizer.params.model = model
+    optimizer = instantiate(cfg.optimizer)
+    loader = instantiate(cfg.dataloader.train)
+    # DDP takes no device ids on the CPU, where Detectron2 would still pass the local rank.
+    on_cpu = {"device_ids": None} if torch.device(cfg.train.device).type == "cpu" else {}
+    model = create_ddp_model(model, **cfg.train.get("ddp", {}), **on_cpu)
+    trainer = Trainer(
+        model,
+        loader,
+        optimizer,
+        seed=seed,
+        precision=cfg.train.get("precision", "float32"),
+    )
+    checkpointer = Checkpointer(model, cfg.train.output_dir, trainer=trainer)
+    main_process = comm.is_main_process()
+    trainer.register_hooks(
+        [
+            hooks.IterationTimer(),
+            hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier)),
+            hooks.PeriodicCheckpointer(checkpointer, **cfg.train.checkpointer) if main_process else None,
+            hooks.EvalHook(cfg.train.eval_period, lambda: evaluate(cfg, model)),
+            hooks.PeriodicWriter(
+                default_writers(cfg.train.output_dir, cfg.train.max_iter), period=cfg.train.log_period
+            )
+            if main_process
+            else None,
+        ]
+    )
+    if not cfg.train.init_checkpoint and not (resume and checkpointer.has_checkpoint()):
+        load_pretrained(model)  # on every rank, from the one download
+    checkpointer.resume_or_load(cfg.train.init_checkpoint, resume=resume)
+    start = trainer.iter + 1 if resume and checkpointer.has_checkpoint() else 0
+    if isinstance(loader, TrainLoader):
+        loader.set_position(trainer.seed, start)
+    elif start:
+        _logger.warning(
+            "dataloader.train is not a piip.engine.data.TrainLoader: the order of the images starts anew"
+        )
+    try:
+        trainer.train(start, cfg.train.max_iter)
+    except KeyboardInterrupt:
+        last = checkpointer.get_checkpoint_file()
+        way_on = f"--resume continues from {last}" if last else "no checkpoint was saved yet"
+        _logger.error(f"interrupted at iteration {trainer.iter}: {way_on}")
+        raise
+
+
+def main(args: argparse.Namespace) -> None:
+    """What `tools/lazyconfig_train_net.py` does in each process, given Detectron2's default arguments."""
+    cfg = LazyConfig.load(args.config_file)
+    cfg = LazyConfig.apply_overrides(cfg, args.opts)
+    default_setup(cfg, args)  # logs Detectron2's environment report, which the next line completes
+    _logger.info("Attention operator: %s", ", ".join(f"{k}: {v}" for k, v in piip_ops.build_info().items()))
+    if not args.eval_only:
+        train(cfg, resume=args.resume)
+        return
+    model = build_model(cfg)
+    checkpointer = Checkpointer(model, cfg.train.output_dir)
+    checkpointer.resume_or_load(cfg.train.init_checkpoint, resume=args.resume)
+    evaluate(cfg, model)

@@ -1,0 +1,45 @@
+"""Reads published configurations and checkpoints: they become models of this package.
+
+``build_*`` take the published settings, ``convert_*`` the published tensors. The names come from the rooms
+they belong to, each imported when it is first asked for: reading a backbone needs no detector.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ..weights.official_detector import convert_detector, is_official, to_official_detector
+    from ..weights.official_keys import convert_backbone, to_official_backbone
+    from .backbone import build_backbone, build_branch
+
+_ROOMS = {
+    "build_backbone": "piip.official.backbone",
+    "build_branch": "piip.official.backbone",
+    "convert_backbone": "piip.weights.official_keys",
+    "convert_detector": "piip.weights.official_detector",
+    "is_official": "piip.weights.official_detector",
+    "to_official_backbone": "piip.weights.official_keys",
+    "to_official_detector": "piip.weights.official_detector",
+}
+
+__all__ = [
+    "build_backbone",
+    "build_branch",
+    "convert_backbone",
+    "convert_detector",
+    "is_official",
+    "to_official_backbone",
+    "to_official_detector",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _ROOMS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}: it has {', '.join(_ROOMS)}")
+    return getattr(import_module(_ROOMS[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(_ROOMS)

@@ -1,0 +1,1 @@
+"""Data sets that draw themselves, for demos and tests."""

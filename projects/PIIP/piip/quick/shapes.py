@@ -1,0 +1,228 @@
+"""A COCO-format instance segmentation dataset that draws itself: shapes of very different sizes.
+
+It exists so that training, evaluation and prediction can be tried and tested without a download. What it
+stresses is scale: objects run from 8 pixels to most of the image, in loose scenes, in scenes one object
+fills, and in crowds of small ones, with occlusion. Classes differ by outline and, because 8 pixels show
+little outline, by typical hue.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+from pycocotools import mask as coco_mask
+
+from ..detection.data import register_coco
+from ..engine.data import dataset_root
+
+CLASSES: tuple[str, ...] = ("disc", "square", "triangle", "star", "ring", "cross")
+_COLOURS = (
+    (230, 60, 60),
+    (60, 180, 75),
+    (60, 100, 230),
+    (245, 200, 40),
+    (200, 60, 220),
+    (50, 200, 220),
+)  # RGB, to draw
+
+MIN_EXTENT = 8  # pixels: the larger side of the smallest object
+_MIN_VISIBLE = 0.7  # an object is never hidden beyond this fraction of its own pixels
+_SUPERSAMPLING = 4
+
+Image = npt.NDArray[np.uint8]
+Mask = npt.NDArray[np.bool_]
+
+
+def _polygon(radii: Sequence[float], phase: float = 0.0) -> npt.NDArray[np.float64]:
+    """(N, 2) corners at equal angles and the given radii, the first at `phase` radians from the top."""
+    angles = phase - np.pi / 2 + 2 * np.pi * np.arange(len(radii)) / len(radii)
+    return np.stack([np.cos(angles), np.sin(angles)], axis=1) * np.asarray(radii)[:, None]
+
+
+_ARM = 0.32  # half the width of the cross's arms
+_OUTLINES: dict[str, list[npt.NDArray[np.float64]]] = {
+    "disc": [_polygon([1.0] * 48)],
+    "square": [_polygon([1.0] * 4, np.pi / 4)],
+    "triangle": [_polygon([1.0] * 3)],
+    "star": [_polygon([1.0, 0.42] * 5)],
+    "ring": [_polygon([1.0] * 48), _polygon([0.5] * 48)],  # the second outline is the hole
+    "cross": [
+        np.array(
+            [
+                (-_ARM, -1), (_ARM, -1), (_ARM, -_ARM), (1, -_ARM), (1, _ARM), (_ARM, _ARM),
+                (_ARM, 1), (-_ARM, 1), (-_ARM, _ARM), (-1, _ARM), (-1, -_ARM), (-_ARM, -_ARM),
+            ]
+        )
+    ],
+}  # fmt: skip
+
+
+def _coverage(
+    label: int, extent: float, center: tuple[float, float], angle: float, size: int
+) -> npt.NDArray[np.float32]:
+    """(size, size) share of each pixel that a shape covers, in [0, 1].
+
+    `extent` is the larger side of its box and `center` the middle of that box (x, y), in pixels; `angle` in
+    radians.
+    """
+    cos, sin = np.cos(angle), np.sin(angle)
+    outlines = [outline @ np.array([(cos, sin), (-sin, cos)]) for outline in _OUTLINES[CLASSES[label]]]
+    low, high = outlines[0].min(axis=0), outlines[0].max(axis=0)
+    scale = extent / (high - low).max()
+    corners = [(outline - (low + high) / 2) * scale + np.asarray(center) for outline in outlines]
+    x0, y0 = np.clip(np.floor(corners[0].min(axis=0)).astype(int), 0, size - 1)
+    x1, y1 = np.clip(np.ceil(corners[0].max(axis=0)).astype(int) + 1, 1, size)
+    fine = np.zeros(((y1 - y0) * _SUPERSAMPLING, (x1 - x0) * _SUPERSAMPLING), np.uint8)
+    cv2.fillPoly(fine, [np.round((c - (x0, y0)) * _SUPERSAMPLING).astype(np.int32) for c in corners], 255)
+    coverage = np.zeros((size, size), np.float32)
+    coverage[y0:y1, x0:x1] = cv2.resize(fine, (x1 - x0, y1 - y0), interpolation=cv2.INTER_AREA)
+    coverage /= 255
+    return coverage
+
+
+def _background(rng: np.random.Generator, size: int) -> npt.NDArray[np.float32]:
+    """(size, size, 3) smooth blotches, nearly grey, because hue is what tells small objects apart."""
+    cells = int(rng.integers(2, 6))
+    blotches = rng.uniform(30, 225, (cells, cells, 1)) + rng.uniform(-20, 20, (cells, cells, 3))
+    return np.asarray(cv2.resize(blotches.astype(np.float32), (size, size), interpolation=cv2.INTER_CUBIC))
+
+
+def _texture(
+    rng: np.random.Generator, label: int, behind: npt.NDArray[np.float32], size: int
+) -> npt.NDArray[np.float32]:
+    """(size, size, 3) stripes of a hue typical of the class, at least 60 grey levels from `behind` (3,)."""
+    while True:
+        hue = (label + rng.normal(0, 0.15)) * 180 / len(CLASSES) % 180  # OpenCV's hues end at 180
+        hsv = np.array([[[hue, rng.uniform(120, 255), rng.uniform(100, 255)]]]).astype(np.uint8)
+        colour = cv2.cvtColor(hsv, cv2.COLOR_HSV2BGR)[0, 0].astype(np.float32)
+        if np.abs(colour - behind).max() >= 60:
+            break
+    angle, period = rng.uniform(0, np.pi), rng.uniform(6, 24)
+    ys, xs = np.mgrid[:size, :size].astype(np.float32)
+    wave = np.sin((xs * np.cos(angle) + ys * np.sin(angle)) * (2 * np.pi / period))
+    return colour + (rng.uniform(0, 25) * wave)[..., None].astype(np.float32)
+
+
+def _plan(rng: np.random.Generator, size: int) -> list[tuple[int, float, tuple[float, float]]]:
+    """(class, extent, box center) of the objects of one scene, the largest first: it is drawn first."""
+
+    def log_uniform(low: float, high: float) -> float:
+        return float(np.exp(rng.uniform(np.log(low), np.log(high))))
+
+    def anywhere(extent: float) -> tuple[float, float]:
+        margin = 0.45 * extent  # objects may leave the image by a little
+        return float(rng.uniform(margin, size - margin)), float(rng.uniform(margin, size - margin))
+
+    objects = []
+    kind = rng.choice(["loose", "filled", "crowd"], p=[0.5, 0.35, 0.15])
+    if kind == "filled":
+        extent = rng.uniform(0.7, 1.1) * size
+        objects.append((int(rng.integers(len(CLASSES))), extent, anywhere(extent)))
+    if kind == "crowd":
+        label = int(rng.integers(len(CLASSES)))
+        middle, spread = rng.uniform(0.3, 0.7, 2) * size, rng.uniform(0.15, 0.3) * size
+        for _ in range(int(rng.integers(8, 15))):
+            x, y = np.clip(rng.normal(middle, spread), MIN_EXTENT, size - MIN_EXTENT).tolist()
+            objects.append((label, log_uniform(MIN_EXTENT, 0.3 * size), (x, y)))
+    for _ in range(int(rng.integers(2, 7))):
+        extent = log_uniform(max(MIN_EXTENT, 0.08 * size), 0.6 * size if kind == "loose" else 0.3 * size)
+        objects.append((int(rng.integers(len(CLASSES))), extent, anywhere(extent)))
+    return sorted(objects, key=lambda planned: -planned[1])
+
+
+def draw_scene(rng: np.random.Generator, size: int) -> tuple[Image, list[Mask], list[int]]:
+    """One image and its objects.
+
+    Args:
+        rng: source of everything random; its state alone decides the result.
+        size: height and width of the image in pixels, at least 32.
+
+    Returns:
+        The image (size, size, 3) in BGR, the mask (size, size) of the visible pixels of each object, and the
+        objects' indices into `CLASSES`.
+
+    Raises:
+        ValueError: the image is too small to hold the range of sizes the dataset is about.
+    """
+    if size < 4 * MIN_EXTENT:
+        raise ValueError(f"image size {size} is too small for shapes: use at least {4 * MIN_EXTENT} pixels")
+    image = _background(rng, size)
+    masks: list[Mask] = []
+    labels: list[int] = []
+    full_areas: list[int] = []
+    for label, extent, center in _plan(rng, size):
+        coverage = _coverage(label, extent, center, rng.uniform(-0.35, 0.35), size)
+        mask = coverage >= 0.5
+        covered = [visible & ~mask for visible in masks]
+        if not mask.any() or any(
+            visible.sum() < _MIN_VISIBLE * area for visible, area in zip(covered, full_areas, strict=True)
+        ):
+            continue
+        texture = _texture(rng, label, image[mask].mean(axis=0), size)
+        image += coverage[..., None] * (texture - image)
+        masks = [*covered, mask]
+        labels.append(label)
+        full_areas.append(int(mask.sum()))
+    image += rng.normal(0, 4, image.shape).astype(np.float32)
+    return np.clip(image, 0, 255).astype(np.uint8), masks, labels
+
+
+def _annotation(mask: Mask, label: int) -> dict[str, Any]:
+    rle = coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))
+    return {
+        "category_id": label + 1,
+        "bbox": coco_mask.toBbox(rle).tolist(),
+        "area": int(mask.sum()),
+        "iscrowd": 0,
+        "segmentation": {"size": list(rle["size"]), "counts": rle["counts"].decode("ascii")},
+    }
+
+
+def write_split(root: Path, split: str, num_images: int, image_size: int, seed: int) -> Path:
+    """Write `root/split/*.png` and `root/instances_split.json`, the same bytes for the same arguments.
+
+    Args:
+        root: folder of the dataset, made if missing.
+        split: name of the split, such as "train".
+        num_images: how many images.
+        image_size: their height and width in pixels.
+        seed: image number i depends on (seed, split, i) only.
+
+    Returns:
+        The path of the annotation file.
+    """
+    (root / split).mkdir(parents=True, exist_ok=True)
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    for index in range(num_images):
+        rng = np.random.default_rng([seed, *split.encode(), index])
+        image, masks, labels = draw_scene(rng, image_size)
+        name = f"{index:06d}.png"
+        if not cv2.imwrite(str(root / split / name), image):
+            raise OSError(f"cannot write {root / split / name}: check that the folder is writable")
+        images.append({"id": index + 1, "file_name": name, "height": image_size, "width": image_size})
+        for mask, label in zip(masks, labels, strict=True):
+            identity = {"id": len(annotations) + 1, "image_id": index + 1}
+            annotations.append({**identity, **_annotation(mask, label)})
+    categories = [{"id": i + 1, "name": name, "supercategory": "shape"} for i, name in enumerate(CLASSES)]
+    path = root / f"instances_{split}.json"
+    path.write_text(json.dumps({"images": images, "annotations": annotations, "categories": categories}))
+    return path
+
+
+def register() -> None:
+    """Register the dataset in `dataset_root()/shapes` as "shapes_train" and "shapes_val"."""
+    metadata = {
+        "thing_classes": list(CLASSES),
+        "thing_colors": list(_COLOURS),
+        "thing_dataset_id_to_contiguous_id": {i + 1: i for i in range(len(CLASSES))},
+    }
+    root = dataset_root() / "shapes"
+    for split in ("train", "val"):
+        register_coco(f"shapes_{split}", root / f"instances_{split}.json", root / split, metadata)

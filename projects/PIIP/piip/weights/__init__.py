@@ -1,0 +1,1 @@
+"""Weights: files of tensors, downloads, pretrained branches, the model zoo, released names and ours."""

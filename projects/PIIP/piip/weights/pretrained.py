@@ -1,0 +1,266 @@
+"""Weights of single models for the branches: published files become what a branch loads (SPEC 4.4)."""
+
+from __future__ import annotations
+
+import logging
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import timm
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..branches import Branch, Pretrained
+from ..branches.base import Family
+from .download import local_path
+from .official_keys import convert_backbone
+from .tensor_file import check_values, read_state
+
+__all__ = ["FAMILIES", "Pretrained", "convert_branch", "load_pretrained", "resize_relative_positions"]
+
+_logger = logging.getLogger(__name__)
+State = dict[str, Tensor]
+
+
+def _side(rows: int, extra: int, what: str) -> int:
+    """Side of the square grid that ``rows`` rows are, ``extra`` of them aside."""
+    side = math.isqrt(max(rows - extra, 0))
+    if side == 0 or side**2 + extra != rows:
+        raise ValueError(f"{what} has {rows} rows, expected a square number and {extra} more")
+    return side
+
+
+def _resize_positions(table: Tensor, side: int, keep_cls: bool, what: str) -> Tensor:
+    """Resize a position embedding ``(1, rows, C)`` to a grid of ``side`` rows, bicubically.
+
+    A row for the class token, which comes first, is left out, or kept (zero where there is none: nothing
+    reads it).
+    """
+    rows = table.shape[1]
+    has_cls = math.isqrt(rows) ** 2 != rows
+    old = _side(rows, int(has_cls), what)
+    grid = table[:, int(has_cls) :].float()
+    if old != side:
+        grid = grid.reshape(1, old, old, -1).permute(0, 3, 1, 2)
+        grid = F.interpolate(grid, size=(side, side), mode="bicubic", align_corners=False)
+        grid = grid.flatten(2).transpose(1, 2)
+    if not keep_cls:
+        return grid
+    cls = table[:, :1].float() if has_cls else torch.zeros_like(grid[:, :1])
+    return torch.cat([cls, grid], 1)
+
+
+def resize_relative_positions(table: Tensor, window_size: int) -> Tensor:
+    """Enlarge a table of relative position biases to another window, as BEiT's code does.
+
+    The offsets of the old table are taken to lie closer near 0 and further apart away from it, at 0, 1, 1 +
+    q, 1 + q + q^2, ..., the last at the largest offset of the new table; a cubic spline through them is read
+    at the new table's offsets.
+
+    Args:
+        table: ``((2 * w - 1)**2, heads)``, w the old window size; three more rows, which belong to the class
+            token, are dropped.
+        window_size: the new one, in tokens.
+
+    Returns:
+        ``((2 * window_size - 1)**2, heads)`` float32.
+    """
+    from scipy.interpolate import RectBivariateSpline
+
+    rows = table.shape[0]
+    old = _side(rows, 0 if math.isqrt(rows) ** 2 == rows else 3, "relative_position_bias_table")
+    new = 2 * window_size - 1
+    grid = table[: old**2].float()
+    if old == new:
+        return grid
+    low, high = 1.01, 1.5
+    while high - low > 1e-6:
+        q = (low + high) / 2
+        low, high = (low, q) if (1 - q ** (old // 2)) / (1 - q) > new // 2 else (q, high)
+    offsets = [sum(q**i for i in range(steps)) for steps in range(1, old // 2 + 1)]
+    source = [*(-offset for offset in reversed(offsets)), 0.0, *offsets]
+    target = range(-(new // 2), new // 2 + 1)
+    heads = []
+    for head in grid.reshape(old, old, -1).permute(2, 0, 1).cpu().numpy():
+        spline = RectBivariateSpline(source, source, head, kx=3, ky=3, s=0)
+        heads.append(torch.from_numpy(spline(target, target)).flatten())
+    return torch.stack(heads, 1).float()
+
+
+def _as_they_are(state: State) -> State:
+    return state
+
+
+def _from_flax(state: State) -> State:
+    """AugReg's ``.npz`` names and layouts: kernels are (in, out), heads lie in axes of their own."""
+    if "embedding/kernel" not in state:
+        return state
+    layers = {"LayerNorm_0": "norm1", "LayerNorm_2": "norm2"}
+    dense = {"MlpBlock_3/Dense_0": "mlp.fc1", "MlpBlock_3/Dense_1": "mlp.fc2"}
+    attention = "MultiHeadDotProductAttention_1"
+    result = {
+        "patch_embed.proj.weight": state.pop("embedding/kernel").permute(3, 2, 0, 1),
+        "patch_embed.proj.bias": state.pop("embedding/bias"),
+        "pos_embed": state.pop("Transformer/posembed_input/pos_embedding"),
+    }
+    for depth in sorted({int(m[1]) for m in map(re.compile(r".*/encoderblock_(\d+)/.*").match, state) if m}):
+        theirs, ours = f"Transformer/encoderblock_{depth}", f"blocks.{depth}"
+        for name, norm in layers.items():
+            result[f"{ours}.{norm}.weight"] = state.pop(f"{theirs}/{name}/scale")
+            result[f"{ours}.{norm}.bias"] = state.pop(f"{theirs}/{name}/bias")
+        for name, linear in dense.items():
+            result[f"{ours}.{linear}.weight"] = state.pop(f"{theirs}/{name}/kernel").T
+            result[f"{ours}.{linear}.bias"] = state.pop(f"{theirs}/{name}/bias")
+        kernels = [state.pop(f"{theirs}/{attention}/{part}/kernel") for part in ("query", "key", "value")]
+        biases = [state.pop(f"{theirs}/{attention}/{part}/bias") for part in ("query", "key", "value")]
+        result[f"{ours}.attn.qkv.weight"] = torch.cat([kernel.flatten(1).T for kernel in kernels])
+        result[f"{ours}.attn.qkv.bias"] = torch.cat([bias.flatten() for bias in biases])
+        result[f"{ours}.attn.proj.weight"] = state.pop(f"{theirs}/{attention}/out/kernel").flatten(0, 1).T
+        result[f"{ours}.attn.proj.bias"] = state.pop(f"{theirs}/{attention}/out/bias")
+    return result | state
+
+
+def _with_own_tables(state: State) -> State:
+    """Give each block of a BEiT a table of its own where the file has one for all."""
+    shared = state.pop("rel_pos_bias.relative_position_bias_table", None)
+    if shared is not None:
+        for key in [key for key in state if key.endswith("attn.qkv.weight")]:
+            state[key.replace("qkv.weight", "relative_position_bias_table")] = shared
+    return state
+
+
+def _convnext_names(state: State) -> State:
+    """Names of timm or of Hugging Face; the latter are those of the published detectors."""
+    if "stem.0.weight" in state:
+        return {key.replace("head.norm.", "norm.", 1): value for key, value in state.items()}
+    return {f"convnext_model.{key.removeprefix('convnext.')}": value for key, value in state.items()}
+
+
+@dataclass(frozen=True)
+class _Family:
+    """How files of a family of models differ from what a branch loads.
+
+    Attributes:
+        unused: pattern of the names that a branch has no use for.
+        optional: pattern of our names that may be missing; the branch keeps what it starts with.
+        rename: brings the names of a file to those of the published detectors.
+    """
+
+    unused: str
+    optional: str = ""
+    rename: Callable[[State], State] = _as_they_are
+
+
+_HEAD = r"cls_token|norm\..*|fc_norm\..*|head\..*"
+_LAYER_SCALE = r"blocks\.\d+\.ls[12]\.gamma"
+FAMILIES: dict[Family, _Family] = {
+    "deit": _Family(_HEAD, _LAYER_SCALE),
+    "deit3": _Family(_HEAD),
+    "augreg": _Family(
+        rf"{_HEAD}|pre_logits\..*|cls|(head|pre_logits|Transformer/encoder_norm)/.*", _LAYER_SCALE, _from_flax
+    ),
+    "mae": _Family(rf"{_HEAD}|mask_token|decoder_.*", _LAYER_SCALE),
+    "dinov2": _Family(rf"{_HEAD}|mask_token"),
+    "internvit": _Family(rf"{_HEAD}|clip_projector\..*"),
+    "beitv2": _Family(rf"{_HEAD}|mask_token|lm_head\..*|.*relative_position_index", rename=_with_own_tables),
+    "uni_perceiver": _Family(r"(?!layers\.|visual_embed\.).*"),  # the rest is for other modalities
+    "convnext": _Family(r"(convnext_model\.classifier|head)\..*", rename=_convnext_names),
+}
+"""Families of published weights: DeiT, DeiT III, AugReg (timm, .pth or .npz), MAE, DINOv2, InternViT-6B,
+BEiTv2, Uni-Perceiver (image half) and ConvNeXt (timm or Hugging Face)."""
+
+
+def _fit(name: str, tensor: Tensor, wanted: Tensor, has_cls: bool) -> Tensor:
+    """Resize what depends on the size of patch, image or window; leave all else alone."""
+    if name == "patch_embed.proj.weight" and tensor.ndim == 4 and tensor.shape[2:] != wanted.shape[2:]:
+        return F.interpolate(tensor.float(), wanted.shape[2:], mode="bicubic", align_corners=False)
+    if name == "pos_embed" and tensor.shape[-1] == wanted.shape[-1]:
+        side = math.isqrt(wanted.shape[-2] - int(has_cls))
+        rows = _resize_positions(tensor.reshape(1, *tensor.shape[-2:]), side, has_cls, name)
+        return rows.reshape(wanted.shape)
+    if name.endswith("relative_position_bias_table") and tensor.shape[1] == wanted.shape[1]:
+        return resize_relative_positions(tensor, (math.isqrt(wanted.shape[0]) + 1) // 2)
+    return tensor
+
+
+def convert_branch(state: Mapping[str, Tensor], branch: Branch, family: Family, origin: str) -> State:
+    """Turn the weights of a published model into those of a branch.
+
+    Args:
+        state: the file's tensors by name, without containers.
+        branch: the branch they are for; it is not changed.
+        family: one of :data:`FAMILIES`.
+        origin: where they come from, for errors.
+
+    Returns:
+        The branch's complete state dict, float32.
+
+    Raises:
+        ValueError: naming the file and every tensor that is missing, unknown, or of another shape, or the
+            first that holds something else than finite numbers.
+    """
+    rules = FAMILIES[family]
+    wanted = branch.state_dict()
+    try:
+        named = rules.rename(dict(state))
+        kept = {key: value for key, value in named.items() if not re.fullmatch(rules.unused, key)}
+        if "stem.0.weight" not in kept:
+            kept = {k.removeprefix("piip.branches.0."): v for k, v in convert_backbone(kept).items()}
+        has_cls = bool(getattr(branch, "num_prefix_tokens", 0))
+        fitted = {k: _fit(k, v, wanted[k], has_cls) if k in wanted else v for k, v in kept.items()}
+    except (KeyError, ValueError) as error:
+        reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+        raise ValueError(f"{origin} does not hold weights of the family '{family}': {reason}") from error
+    check_values(fitted, origin)
+    start = {k: v for k, v in wanted.items() if k not in fitted and re.fullmatch(rules.optional, k)}
+    problems = [f"{k} is missing" for k in wanted if k not in fitted and k not in start]
+    problems += [f"{k} is unknown" for k in fitted if k not in wanted]
+    problems += [
+        f"{k} has shape {tuple(v.shape)}, expected {tuple(wanted[k].shape)}"
+        for k, v in fitted.items()
+        if k in wanted and v.shape != wanted[k].shape
+    ]
+    if problems:
+        raise ValueError(
+            f"{origin} does not fit the branch, {len(problems)} tensors differ: {'; '.join(problems)}. "
+            "Give weights of this model, or describe theirs in the branch"
+        )
+    return {key: value.float() for key, value in (start | fitted).items()}
+
+
+def _read(source: str) -> State:
+    if not source.startswith("timm:"):
+        return read_state(local_path(source))
+    try:
+        model: nn.Module = timm.create_model(source.removeprefix("timm:"), pretrained=True)
+    except (OSError, RuntimeError, ValueError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise ValueError(f"cannot get {source} ({reason}): check the name and the connection") from error
+    return dict(model.state_dict())
+
+
+def load_pretrained(model: nn.Module) -> list[str]:
+    """Load the weights that the branches of a model name, see :class:`Pretrained`; all of them or none.
+
+    Args:
+        model: anything with branches inside.
+
+    Returns:
+        Names, within the model, of the branches that got weights.
+
+    Raises:
+        ConnectionError, FileNotFoundError, ValueError: for weights that are not to be had, or do not fit; the
+            model is as it was.
+    """
+    converted: dict[str, tuple[Branch, State]] = {}
+    for name, branch in model.named_modules():
+        if isinstance(branch, Branch) and branch.pretrained is not None:
+            source, family = branch.pretrained.source, branch.pretrained.family
+            converted[name] = branch, convert_branch(_read(source), branch, family, f"{name}: {source}")
+    for name, (branch, state) in converted.items():
+        branch.load_state_dict(state, strict=True)
+        _logger.info(f"{name} starts from {branch.pretrained.source}" if branch.pretrained else name)
+    return list(converted)

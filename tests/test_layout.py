@@ -1,0 +1,70 @@
+"""Rooms of the package `piip`, and which may import which (CONTRIBUTING.md says why)."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+PACKAGE = REPOSITORY / "projects/PIIP/piip"
+
+CORE = {"core", "branches", "weights", "flops"}
+TASKS = {"detection"}
+MAY_IMPORT = {  # room -> rooms of piip that it may import; itself goes without saying
+    **dict.fromkeys(CORE, CORE),
+    "engine": CORE,
+    **dict.fromkeys(TASKS, CORE | {"engine"}),
+    "official": CORE | TASKS,
+    "quick": CORE | TASKS | {"engine"},
+    "measure": CORE | TASKS | {"engine", "official"},
+}
+WITHOUT_DETECTRON2 = CORE
+MODULES = sorted(PACKAGE.rglob("*.py"))
+
+
+def room(module: str) -> str:
+    """The room of a module named from below `piip`: its folder, or "core" for the files beside them."""
+    first = module.partition(".")[0]
+    return first if (PACKAGE / first).is_dir() else "core"
+
+
+def imported(file: Path, package: str) -> Iterator[str]:
+    """Absolute names of all modules that a file imports, wherever in it."""
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            above = package.split(".")[: len(package.split(".")) - node.level + 1]
+            base = ".".join([*above, *([node.module] if node.module else [])])
+            yield from (f"{base}.{alias.name}" for alias in node.names)
+
+
+def name(file: Path) -> str:
+    return ".".join(file.relative_to(PACKAGE.parent).with_suffix("").parts)
+
+
+def test_every_room_has_a_rule() -> None:
+    assert {room(name(file).removeprefix("piip.")) for file in MODULES} == set(MAY_IMPORT)
+
+
+@pytest.mark.parametrize("file", MODULES, ids=name)
+def test_imports_stay_within_the_rules(file: Path) -> None:
+    own = room(name(file).removeprefix("piip."))
+    for module in imported(file, name(file.parent)):
+        top, _, below = module.partition(".")
+        if top == "detectron2":
+            assert own not in WITHOUT_DETECTRON2, f"{own} runs without Detectron2, and imports {module}"
+        if top == "piip":
+            other = room(below)
+            assert other == own or other in MAY_IMPORT[own], f"{own} may not import {other}: {module}"
+
+
+def test_the_operator_knows_nothing_of_the_package() -> None:
+    for file in (REPOSITORY / "piip_ops").rglob("*.py"):
+        for module in imported(file, ".".join(file.parent.relative_to(REPOSITORY).parts)):
+            assert module.partition(".")[0] not in {"piip", "detectron2"}, f"{file.name} imports {module}"
