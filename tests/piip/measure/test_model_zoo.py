@@ -12,8 +12,8 @@ from ... import require
 
 require.detectron2()
 
-from piip import model_zoo
 from piip.measure.zoo_check import check
+from piip.weights import model_zoo
 from piip.weights.model_zoo import RELEASED, Released, config_for, fetch, get, markdown_table
 
 REPOSITORY = Path(__file__).parents[3]
