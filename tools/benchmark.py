@@ -11,16 +11,20 @@ import json
 import os
 import platform
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from piip.engine.command_line import argument_parser, tool
 from piip_ops import benchmark as ops_benchmark
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+@tool
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command line."""
+    parser = argument_parser(description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     ops = commands.add_parser("ops", help="the attention operator against its plain PyTorch reference")
     ops_benchmark.add_arguments(ops)
@@ -34,7 +38,7 @@ def main() -> None:
     whole.add_argument("--runs", type=int, default=3, help="timed runs, whose median counts")
     whole.add_argument("--threads", type=int, default=os.cpu_count(), help="of the CPU")
     whole.set_defaults(run=run_end_to_end)
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     args.run(args)
 
 
@@ -64,13 +68,10 @@ def run_model(args: argparse.Namespace) -> None:
     from piip.measure.latency import Contender, Protocol, compare
 
     if args.device == "cuda" and not torch.cuda.is_available():
-        sys.exit("error: --device cuda, but PyTorch finds no GPU: use --device cpu")
+        raise ValueError("--device cuda, but PyTorch finds no GPU: use --device cpu")
     torch.set_num_threads(args.threads)
     protocol = Protocol(device=args.device, runs=args.runs, onednn_linear=args.onednn_linear)
-    try:
-        contenders = [Contender.from_config(config, protocol) for config in args.configs]
-    except (ValueError, FileNotFoundError) as error:
-        sys.exit(f"error: {error}")
+    contenders = [Contender.from_config(config, protocol) for config in args.configs]
     rows: list[dict[str, Any]] = []
     for mode in args.mode:
         for precision in args.precision:
@@ -100,10 +101,7 @@ def run_end_to_end(args: argparse.Namespace) -> None:
     from piip.measure.operator_share import compare_operators
 
     torch.set_num_threads(args.threads)
-    try:
-        rows = compare_operators(args.config, batch=args.batch, runs=args.runs)
-    except (ValueError, FileNotFoundError) as error:
-        sys.exit(f"error: {error}")
+    rows = compare_operators(args.config, batch=args.batch, runs=args.runs)
     print(machine("cpu", args.threads))
     print(f"{Path(args.config).stem}, float32, batch {args.batch}, median of {args.runs} runs taking turns\n")
     print(format_rows(rows, "table"))

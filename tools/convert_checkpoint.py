@@ -5,11 +5,9 @@ tools/convert_checkpoint.py IN OUT --config-file CONFIG [--to-official] [key=val
 """
 
 import argparse
-import sys
+from collections.abc import Sequence
 
-from detectron2.config import LazyConfig
-
-from piip.engine.convert import convert_checkpoint
+from piip.engine.command_line import argument_parser, tool
 
 EPILOG = """
 Training, evaluation and the demo take released files as they are; this writes the converted one down.
@@ -22,9 +20,10 @@ Examples:
 """
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Run the command line; a mistake in it ends it with one line and status 2."""
-    parser = argparse.ArgumentParser(epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter)
+@tool
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command line."""
+    parser = argument_parser(epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", metavar="IN", help="checkpoint to convert, a path or a URL")
     parser.add_argument("target", metavar="OUT", help=".safetensors or .pth file to write")
     parser.add_argument("--config-file", metavar="CONFIG", required=True, help="LazyConfig of the detector")
@@ -33,14 +32,15 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the config")
     args = parser.parse_args(argv)
-    try:
-        cfg = LazyConfig.apply_overrides(LazyConfig.load(args.config_file), args.overrides)
-        lines = convert_checkpoint(
-            args.source, args.target, cfg, to_official=args.to_official, config_name=args.config_file
-        )
-    except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+
+    # imported here: --help needs none of it
+    from piip.engine.config import load_config
+    from piip.engine.convert import convert_checkpoint
+
+    cfg = load_config(args.config_file, args.overrides)
+    lines = convert_checkpoint(
+        args.source, args.target, cfg, to_official=args.to_official, config_name=args.config_file
+    )
     print("\n".join(lines))
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
+from piip.engine.command_line import argument_parser, tool
 from piip.flops import Part, build_on_meta, format_rows
 from piip.flops.tables import TABLES, reproduce
 from piip.measure.cost import detector_cost, load_detector
@@ -198,16 +199,15 @@ def latency_section(path: Path, rows: Sequence[dict[str, Any]], folder: Path) ->
     return [*lines, "", save(figure, folder, "ap-against-latency")]
 
 
-def main() -> None:
+@tool
+def main(argv: Sequence[str] | None = None) -> None:
     """Count, draw and write."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argument_parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--latency", type=Path, default=ROOT / "docs" / "latency.json")
     parser.add_argument(
         "--output", type=Path, default=ROOT / "docs", help="folder of cost.md and the pictures"
     )
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     args.output.mkdir(parents=True, exist_ok=True)
 
     costs = {}

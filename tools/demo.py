@@ -1,21 +1,20 @@
 #!/usr/bin/env python
-"""Draw what a trained detector finds in images, folders, globs and videos.
+"""Draw what a trained model finds in images, folders, globs and videos.
 
 tools/demo.py --config-file CONFIG --weights MODEL.pth --input FILE_OR_FOLDER_OR_GLOB ... [--output FOLDER]
 """
 
-import argparse
-import sys
+from collections.abc import Sequence
 from pathlib import Path
 
-from detectron2.config import LazyConfig
-from detectron2.utils.logger import setup_logger
+from piip.engine.command_line import argument_parser, tool
 
-from piip.detection.predict import Predictor, predict
 
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="Draw what a trained detector finds in images and videos.")
-    parser.add_argument("--config-file", required=True, help="LazyConfig of the detector")
+@tool
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; status 1 where nothing was drawn."""
+    parser = argument_parser(description="Draw what a trained model finds in images and videos.")
+    parser.add_argument("--config-file", required=True, help="LazyConfig of the model")
     parser.add_argument("--weights", help="checkpoint (default: the config's train.init_checkpoint)")
     parser.add_argument("--input", nargs="+", required=True, help="images, folders, globs, videos")
     parser.add_argument(
@@ -25,14 +24,27 @@ if __name__ == "__main__":
         "--score-threshold", type=float, default=0.5, help="drop detections below it (default: %(default)s)"
     )
     parser.add_argument("--opts", nargs="+", default=[], help="config overrides, such as train.device=cpu")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
 
-    cfg = LazyConfig.apply_overrides(LazyConfig.load(args.config_file), args.opts)
+    # imported here: --help needs none of it
+    from detectron2.utils.logger import setup_logger
+
+    from piip.detection.predict import InstanceRenderer
+    from piip.engine.config import load_config
+    from piip.engine.predict import Predictor, predict
+
+    cfg = load_config(args.config_file, args.opts)
     weights = args.weights or cfg.train.init_checkpoint
     if not weights:
         parser.error("no weights: give --weights, or set train.init_checkpoint in the config")
     setup_logger(name="fvcore")
     setup_logger()
-    report = predict(Predictor(cfg, weights), args.input, args.output, args.score_threshold)
+    predictor = Predictor(cfg, weights)
+    renderer = InstanceRenderer(predictor.metadata, args.score_threshold)
+    report = predict(predictor, renderer, args.input, args.output)
     print(f"{report.drawn} images and frames drawn, {len(report.skipped)} files skipped: {args.output}")
-    sys.exit(0 if report.drawn else 1)
+    return 0 if report.drawn else 1
+
+
+if __name__ == "__main__":
+    main()

@@ -8,8 +8,10 @@ tools/flop_count.py --reproduce main
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from typing import Any
 
+from piip.engine.command_line import argument_parser, tool
 from piip.flops import FORMATS, build_on_meta, format_report, format_rows
 from piip.flops.tables import TABLES, reproduce
 
@@ -40,9 +42,10 @@ gflops, params_m: accounting 'published'. gflops_actual, params_m_actual: accoun
 the merged map (of a single transformer: its deconvolution stack), parameters with that stack. One image."""
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Run the command line; a mistake in it ends it with one line and status 2."""
-    parser = argparse.ArgumentParser(epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter)
+@tool
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command line."""
+    parser = argument_parser(epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter)
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--config-file", metavar="CONFIG", help="LazyConfig of a detector")
     what.add_argument("--reproduce", metavar="TABLE", help=f"a published table: {', '.join(TABLES)}")
@@ -55,12 +58,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--format", choices=FORMATS, default="table")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the config")
     args = parser.parse_args(argv)
-    try:
-        text = table(args) if args.reproduce else report(args)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    print(text)
+    print(table(args) if args.reproduce else report(args))
 
 
 def report(args: argparse.Namespace) -> str:

@@ -4,11 +4,9 @@
 tools/lazyconfig_train_net.py --config-file CONFIG [--num-gpus N] [--resume] [--eval-only] [key=value ...]
 """
 
-import sys
+from collections.abc import Sequence
 
-from detectron2.engine import default_argument_parser, launch
-
-from piip.engine.train import main
+from piip.engine.command_line import argument_parser, tool
 
 EPILOG = """
 Examples:
@@ -16,21 +14,45 @@ Examples:
     go on after a stop    %(prog)s --config-file CONFIG.py --num-gpus 8 --resume
     evaluate              %(prog)s --config-file CONFIG.py --eval-only train.init_checkpoint=MODEL.pth
     on the CPU            %(prog)s --config-file CONFIG.py train.device=cpu
+    on one's own data     %(prog)s --config-file CONFIG.py --data train=ANNOTATIONS.json:IMAGES \\
+                              val=ANNOTATIONS.json:IMAGES train.init_checkpoint=MODEL.pth
 """
 
-if __name__ == "__main__":
-    parser = default_argument_parser(EPILOG)
-    args = parser.parse_args()
+
+@tool
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command line."""
+    from detectron2.engine import default_argument_parser, launch
+    from torch.multiprocessing.spawn import ProcessRaisedException
+
+    from piip.detection.own_data import use_own_data
+    from piip.engine.train import main as train
+
+    parser = argument_parser(default_argument_parser(EPILOG))
+    parser.add_argument(
+        "--data",
+        nargs="+",
+        default=[],
+        metavar="SPLIT=ANNOTATIONS.json:IMAGES",
+        help="COCO-format data of one's own, for the splits train and val; class layers follow their classes",
+    )
+    args = parser.parse_args(argv)
     if not args.config_file:
         parser.error("--config-file is required")
     try:
         launch(
-            main,
+            train,
             args.num_gpus,
             num_machines=args.num_machines,
             machine_rank=args.machine_rank,
             dist_url=args.dist_url,
-            args=(args,),
+            args=(args, use_own_data),
         )
-    except KeyboardInterrupt:
-        sys.exit(130)
+    except ProcessRaisedException as error:  # its text is the worker's traceback
+        if args.traceback:
+            raise
+        raise ValueError(str(error).strip().splitlines()[-1]) from error
+
+
+if __name__ == "__main__":
+    main()

@@ -1,14 +1,19 @@
 #!/usr/bin/env python
 """Write the shapes dataset: tools/make_shapes.py [--output FOLDER]."""
 
-import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
-from piip.engine.data import dataset_root
-from piip.quick.shapes import write_split
+from piip.engine.command_line import argument_parser, tool
 
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="Write a small COCO-format dataset of drawn shapes.")
+
+@tool
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command line."""
+    from piip.engine.data import dataset_root
+    from piip.quick.shapes import write_split
+
+    parser = argument_parser(description="Write a small COCO-format dataset of drawn shapes.")
     parser.add_argument(
         "--output",
         type=Path,
@@ -21,7 +26,11 @@ if __name__ == "__main__":
         "--image-size", type=int, default=128, help="height and width in pixels (default: %(default)s)"
     )
     parser.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     for split, number in (("train", args.train_images), ("val", args.val_images)):
         path = write_split(args.output, split, number, args.image_size, args.seed)
         print(f"{number} images of {args.image_size} px: {path}")
+
+
+if __name__ == "__main__":
+    main()

@@ -8,8 +8,7 @@ import detectron2.data.transforms as T
 import torch
 from detectron2 import model_zoo
 from detectron2.config import LazyCall as L
-from detectron2.data import DatasetMapper, build_detection_test_loader
-from detectron2.evaluation import COCOEvaluator
+from detectron2.data import DatasetMapper
 from detectron2.layers import ShapeSpec
 from detectron2.solver import WarmupParamScheduler
 from detectron2.solver.build import get_default_optimizer_params
@@ -19,8 +18,10 @@ from omegaconf import OmegaConf
 from piip import PIIP, InteractionConfig
 from piip.branches import ViTBranch
 from piip.detection.data import dataset_dicts
+from piip.detection.evaluation import COCOEvaluator
 from piip.engine.backbone import piip_backbone
-from piip.engine.data import TrainLoader
+from piip.engine.data import TrainLoader, evaluation_loader
+from piip.engine.resize import ResizeToFit
 from piip.quick.shapes import CLASSES, register
 
 register()
@@ -89,16 +90,23 @@ dataloader.train = L(TrainLoader)(
     dataset=L(dataset_dicts)(names="shapes_train"),
     mapper=L(DatasetMapper)(
         is_train=True,
-        augmentations=[L(T.RandomFlip)(horizontal=True)],
+        augmentations=[
+            L(ResizeToFit)(long_edge=128, short_edge=128),  # the shapes are of that size already
+            L(T.RandomFlip)(horizontal=True),
+        ],
         image_format="RGB",
         use_instance_mask=True,
         instance_mask_format="bitmask",
     ),
     total_batch_size=8,
 )
-dataloader.test = L(build_detection_test_loader)(
+dataloader.test = L(evaluation_loader)(
     dataset=L(dataset_dicts)(names="shapes_val", filter_empty=False),
-    mapper=L(DatasetMapper)(is_train=False, augmentations=[], image_format="${...train.mapper.image_format}"),
+    mapper=L(DatasetMapper)(
+        is_train=False,
+        augmentations=[L(ResizeToFit)(long_edge=128, short_edge=128)],
+        image_format="${...train.mapper.image_format}",
+    ),
     num_workers=0,
 )
 dataloader.evaluator = L(COCOEvaluator)(

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from detectron2.config import LazyConfig
 from omegaconf import DictConfig
 
+from piip.engine.config import load_config
 from piip.quick.shapes import write_split
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -26,4 +26,4 @@ def tiny_config(folder: Path, monkeypatch: pytest.MonkeyPatch, *overrides: str) 
         "train.log_period=1",
         "dataloader.train.total_batch_size=2",
     ]
-    return LazyConfig.apply_overrides(LazyConfig.load(str(QUICK_CONFIG)), [*settings, *overrides])
+    return load_config(str(QUICK_CONFIG), [*settings, *overrides])

@@ -2,12 +2,12 @@
 
 import detectron2.data.transforms as T
 from detectron2.config import LazyCall as L
-from detectron2.data import DatasetMapper, build_detection_test_loader
-from detectron2.evaluation import COCOEvaluator
+from detectron2.data import DatasetMapper
 from omegaconf import OmegaConf
 
 from piip.detection.data import dataset_dicts
-from piip.engine.data import TrainLoader
+from piip.detection.evaluation import COCOEvaluator
+from piip.engine.data import TrainLoader, evaluation_loader
 from piip.engine.resize import ResizeToFit
 
 dataloader = OmegaConf.create()
@@ -22,7 +22,7 @@ dataloader.train = L(TrainLoader)(
     total_batch_size=16,
     num_workers=4,
 )
-dataloader.test = L(build_detection_test_loader)(
+dataloader.test = L(evaluation_loader)(
     dataset=L(dataset_dicts)(names="coco_2017_val", filter_empty=False),
     mapper=L(DatasetMapper)(
         is_train=False,

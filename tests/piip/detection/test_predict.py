@@ -24,8 +24,10 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
 from piip.detection.compare import compare
-from piip.detection.predict import Predictor, draw, expand_inputs, predict
+from piip.detection.predict import InstanceRenderer, draw
 from piip.engine.checkpoint import Checkpointer
+from piip.engine.predict import Predictor, Report, expand_inputs
+from piip.engine.predict import predict as predict_with
 from piip.engine.train import build_model
 
 from ..tiny_config import QUICK_CONFIG, REPOSITORY, tiny_config
@@ -44,6 +46,10 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture
 def predictor(weights: str) -> Iterator[Predictor]:
     yield Predictor(LazyConfig.load(str(QUICK_CONFIG)), weights)
+
+
+def predict(predictor: Predictor, inputs: list[str], output: Path, score_threshold: float = 0.5) -> Report:
+    return predict_with(predictor, InstanceRenderer(predictor.metadata, score_threshold), inputs, output)
 
 
 @pytest.fixture

@@ -250,7 +250,7 @@ def test_command_line(
     import convert_checkpoint as tool
 
     cfg = config()
-    monkeypatch.setattr(tool.LazyConfig, "load", staticmethod(lambda path: cfg))
+    monkeypatch.setattr("piip.engine.config.load_config", lambda path, overrides: cfg)
     torch.save({"state_dict": mixed_precision()}, tmp_path / "released.pth")
     released, ours, back = (str(tmp_path / name) for name in ("released.pth", "ours.pth", "back.pth"))
     tool.main([released, ours, "--config-file", "tiny.py"])

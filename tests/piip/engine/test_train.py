@@ -16,7 +16,8 @@ require.detectron2()
 from detectron2.config import LazyConfig, instantiate
 from detectron2.utils.events import EventStorage
 
-from piip.engine.train import Trainer, autocast, build_model, evaluate, summary, train
+from piip.detection.evaluation import summary
+from piip.engine.train import Trainer, autocast, build_model, evaluate, train
 
 from ..tiny_config import tiny_config
 

@@ -128,7 +128,7 @@ def test_input_size_and_formats(capsys: pytest.CaptureFixture[str]) -> None:
         (("--input-size", "100", "128"), "input size 100 x 128 is not a multiple of the patch of 8 px"),
         (("--accounting", "exact"), "unknown accounting 'exact': expected 'actual' or 'published'"),
         (("model.backbone.piip.num_interactions=4",), "cannot cut 3 blocks into 4 stages"),
-        (("model.=3",), "cannot apply model.=3"),
+        (("model.=3",), "'model.=3' cannot be applied"),
     ],
 )
 def test_errors(arguments: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,8 +14,9 @@ from detectron2.data.detection_utils import read_image
 from detectron2.structures import Boxes, BoxMode, Instances
 from pycocotools import mask as coco_mask
 
+from ..engine.predict import Image
 from .data import dataset_dicts
-from .predict import Image, draw, visualizer
+from .predict import draw, visualizer
 
 _MIN_SIDE = 384  # pixels: smaller images are enlarged, or their labels would cover them
 _TITLE_HEIGHT = 28

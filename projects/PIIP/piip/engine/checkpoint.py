@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..weights.official_detector import convert_detector, is_official
-from ..weights.tensor_file import read_file, state_dict_of, unwrap
+from ..weights.tensor_file import check_finite, read_file, state_dict_of, unwrap
+
+METADATA = "metadata"
+"""Key of a checkpoint under which the names of its classes are."""
 
 _SHOWN = 5  # keys named in an error, per kind of mismatch
 
@@ -53,7 +56,24 @@ class Checkpointer(DetectionCheckpointer):
 
     Reads `.pth` (tensors and plain containers only) and `.safetensors`, released detectors included: their
     tensors are renamed on the way. Weights for a single branch go through `piip.weights.pretrained`.
+
+    Attributes:
+        metadata: names and ids of the classes, written into every checkpoint; empty to write none.
+        restartable: names of parameters that may have another shape in a checkpoint, from other classes: they
+            then stay as the model has them.
     """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        save_dir: str = "",
+        *,
+        metadata: Mapping[str, Any] | None = None,
+        restartable: Collection[str] = (),
+        **checkpointables: Any,
+    ) -> None:
+        super().__init__(model, save_dir, **checkpointables)
+        self.metadata, self.restartable = dict(metadata or {}), frozenset(restartable)
 
     def load(self, path: str, checkpointables: list[str] | None = None) -> dict[str, Any]:
         """Load the model, and what else was saved with it.
@@ -67,7 +87,8 @@ class Checkpointer(DetectionCheckpointer):
 
         Raises:
             FileNotFoundError: there is no such file.
-            ValueError: the file is no checkpoint, or one of another architecture; names keys and shapes.
+            ValueError: the file is no checkpoint, one of another architecture (names keys and shapes), or
+                holds values that are not finite (names the tensor).
         """
         if path and "://" not in path and not os.path.isfile(path):
             raise FileNotFoundError(f"checkpoint {path} does not exist: check the path")
@@ -86,11 +107,11 @@ class Checkpointer(DetectionCheckpointer):
                     f"checkpoint {name} not written: parameter {key} is infinite or NaN; "
                     f"the last good checkpoint is {self.get_checkpoint_file() or 'none'}"
                 )
-        super().save(name, **kwargs)
+        super().save(name, **({METADATA: self.metadata} if self.metadata else {}), **kwargs)
 
     def _load_file(self, filename: str) -> dict[str, Any]:
         if filename.endswith(".safetensors"):
-            return self._with_our_names({"model": read_file(filename)}, filename)
+            return self._checked({"model": read_file(filename)}, filename)
         if filename.endswith(".pkl"):
             raise ValueError(
                 f"checkpoint {filename} is a pickle, which can run code: convert it to .safetensors"
@@ -98,7 +119,13 @@ class Checkpointer(DetectionCheckpointer):
         loaded: dict[str, Any] = super()._load_file(filename)
         if not isinstance(loaded["model"], dict):
             raise ValueError(f"checkpoint {filename} holds no state dict under 'model': is it a checkpoint?")
-        return self._with_our_names(loaded, filename)
+        return self._checked(loaded, filename)
+
+    def _checked(self, loaded: dict[str, Any], filename: str) -> dict[str, Any]:
+        """Our names for what was read, all of it finite."""
+        loaded = self._with_our_names(loaded, filename)
+        check_finite(loaded["model"], f"checkpoint {filename}")
+        return loaded
 
     def _with_our_names(self, loaded: dict[str, Any], filename: str) -> dict[str, Any]:
         """Convert a released detector, and leave what else is in its file; others stay as they are."""
@@ -111,7 +138,17 @@ class Checkpointer(DetectionCheckpointer):
         return read_file(filename)
 
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
-        mismatches = differences(checkpoint["model"], self.model.state_dict(), shown=_SHOWN)
+        model = self.model.state_dict()
+        if anew := sorted(
+            key
+            for key in self.restartable & checkpoint["model"].keys() & model.keys()
+            if checkpoint["model"][key].shape != model[key].shape
+        ):
+            self.logger.warning(
+                f"{len(anew)} tensors follow the number of classes and start anew: {', '.join(anew)}"
+            )
+            checkpoint["model"] = {**checkpoint["model"], **{key: model[key] for key in anew}}
+        mismatches = differences(checkpoint["model"], model, shown=_SHOWN)
         if mismatches:
             raise ValueError(
                 f"checkpoint does not fit the model ({'; '.join(mismatches)}): give its own config"

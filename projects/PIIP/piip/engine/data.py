@@ -1,8 +1,9 @@
-"""Training data that depend on seed and iteration only."""
+"""Training data that depend on seed and iteration only, and go on where an image cannot be used."""
 
 from __future__ import annotations
 
 import itertools
+import logging
 import os
 import random
 import signal
@@ -10,12 +11,15 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import detectron2.data
 import numpy as np
 import torch
 from detectron2.data.common import DatasetFromList
 from detectron2.utils import comm
+from PIL.Image import DecompressionBombError
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+_logger = logging.getLogger("detectron2.piip")
 _STREAMS = 2**32  # distinct streams of random numbers a seed is mixed into
 
 
@@ -91,18 +95,47 @@ class BatchSampler(Sampler[list[Draw]]):
         return itertools.islice(self._batches(), self.start, None)
 
 
-class _SeededSamples(Dataset[dict[str, Any]]):
-    """Records through a mapper whose random numbers depend on the seed and the number of the draw only."""
+Mapper = Callable[[dict[str, Any]], dict[str, Any]]
+"""From a record in Detectron2's standard format to what the model takes, such as `DatasetMapper`."""
 
-    def __init__(
-        self, records: Dataset[dict[str, Any]], mapper: Callable[[dict[str, Any]], dict[str, Any]], seed: int
-    ) -> None:
+_SKIPPED = "skipped"  # key of a sample: names of the files it stands in for, and what is wrong with each
+_TRIES = 10  # images in a row that may be unusable: beyond that it is not the images
+
+# What reading a broken, missing or mismatched image raises in Pillow and Detectron2, and its annotations
+_UNUSABLE = (OSError, ValueError, KeyError, SyntaxError, DecompressionBombError)
+
+
+class _SeededSamples(Dataset[dict[str, Any]]):
+    """Records through a mapper whose random numbers depend on the seed and the number of the draw only.
+
+    In the place of an image that cannot be used comes another, which depends on these alone, too.
+    """
+
+    def __init__(self, records: Dataset[dict[str, Any]], mapper: Mapper, seed: int) -> None:
         self.records, self.mapper, self.seed = records, mapper, seed
 
     def __getitem__(self, draw: Draw) -> dict[str, Any]:
         index, number = draw
         seed_all(mix_seed(self.seed, number))
-        return self.mapper(self.records[index])
+        skipped: dict[str, str] = {}
+        for attempt in range(1, _TRIES + 1):
+            record = self.records[index]
+            try:
+                sample = self.mapper(record)
+            except _UNUSABLE as error:
+                name = str(record.get("file_name", f"image {index}"))
+                skipped[name] = f"{type(error).__name__}: {error}"
+                if attempt == _TRIES:
+                    raise ValueError(
+                        f"{_TRIES} images in a row cannot be used, lastly {name} ({skipped[name]}): "
+                        "look at the data set and at dataloader.train.mapper"
+                    ) from error
+                replacement = mix_seed(self.seed, number, attempt)
+                seed_all(replacement)
+                index = replacement % len(self.records)  # type: ignore[arg-type]
+            else:
+                break
+        return {**sample, _SKIPPED: skipped} if skipped else sample
 
 
 def _ignore_interrupt(worker: int) -> None:
@@ -118,16 +151,16 @@ class TrainLoader:
     """Endless training batches in which batch n depends on the seed and n only.
 
     That holds with any number of workers, so a run that stopped goes on exactly where it was: `set_position`
-        before the
-    first batch. A batch is the list of what `mapper` returned, as Detectron2's models take it. Without
-    workers, loading reseeds this process's generators; the trainer seeds them again before each step.
+    before the first batch. An image that cannot be read is named once in the log and counted in `skipped`;
+    another takes its place. A batch is the list of what `mapper` returned, as Detectron2's models take it.
+    Without workers, loading reseeds this process's generators; the trainer seeds them again before each step.
     """
 
     def __init__(
         self,
         dataset: list[dict[str, Any]],
         *,
-        mapper: Callable[[dict[str, Any]], dict[str, Any]],
+        mapper: Mapper,
         total_batch_size: int,
         num_workers: int = 0,
         aspect_ratio_grouping: bool = True,
@@ -154,6 +187,7 @@ class TrainLoader:
         self.records = DatasetFromList(dataset, copy=False)
         self.mapper, self.num_workers = mapper, num_workers
         self.seed, self.start = 0, 0
+        self.skipped: dict[str, str] = {}
 
     def set_position(self, seed: int, iteration: int) -> None:
         """Make the next iteration begin with batch number `iteration` of the run seeded by `seed`."""
@@ -169,12 +203,55 @@ class TrainLoader:
             world_size=comm.get_world_size(),
             wide=self.wide,
         )
-        return iter(
-            DataLoader(
-                _SeededSamples(self.records, self.mapper, self.seed),
-                batch_sampler=sampler,
-                num_workers=self.num_workers,
-                collate_fn=_as_list,
-                worker_init_fn=_ignore_interrupt,
-            )
+        batches = DataLoader(
+            _SeededSamples(self.records, self.mapper, self.seed),
+            batch_sampler=sampler,
+            num_workers=self.num_workers,
+            collate_fn=_as_list,
+            worker_init_fn=_ignore_interrupt,
         )
+        for batch in batches:
+            self._note_skipped(batch)
+            yield batch
+
+    def _note_skipped(self, batch: list[dict[str, Any]]) -> None:
+        """Say once of each file that it cannot be used; workers tell by what they put into their samples."""
+        for sample in batch:
+            for name, reason in sample.pop(_SKIPPED, {}).items():
+                if name not in self.skipped:
+                    self.skipped[name] = reason
+                    _logger.warning(f"image {len(self.skipped)} that cannot be used, {name}: {reason}")
+
+
+class _NamesItsFile:
+    """A mapper whose errors say which image they are about."""
+
+    def __init__(self, mapper: Mapper) -> None:
+        self.mapper = mapper
+
+    def __call__(self, record: dict[str, Any]) -> dict[str, Any]:
+        try:
+            return self.mapper(record)
+        except _UNUSABLE as error:
+            raise ValueError(
+                f"{record.get('file_name')} cannot be evaluated ({type(error).__name__}: {error}): mend it, "
+                "or take it out of the annotations"
+            ) from error
+
+
+def evaluation_loader(
+    dataset: list[dict[str, Any]], *, mapper: Mapper, num_workers: int = 0
+) -> DataLoader[Any]:
+    """Detectron2's loader of a test set, image by image; an unusable image is an error that names it.
+
+    Leaving it out would change what is measured.
+
+    Args:
+        dataset: records in Detectron2's standard format.
+        mapper: turns one into what the model takes.
+        num_workers: processes that load data; 0 to load in this one.
+    """
+    loader: DataLoader[Any] = detectron2.data.build_detection_test_loader(
+        dataset, mapper=_NamesItsFile(mapper), num_workers=num_workers
+    )
+    return loader

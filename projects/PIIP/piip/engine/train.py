@@ -11,29 +11,31 @@ from __future__ import annotations
 
 import argparse
 import logging
-import math
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
 import torch
-from detectron2.config import LazyConfig, instantiate
+from detectron2.config import instantiate
+from detectron2.data import MetadataCatalog
 from detectron2.engine import create_ddp_model, default_setup, default_writers, hooks
-from detectron2.engine.train_loop import SimpleTrainer
+from detectron2.engine.train_loop import HookBase, SimpleTrainer
 from detectron2.evaluation import inference_on_dataset, print_csv_format
 from detectron2.utils import comm
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch import nn
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 import piip_ops
 
 from ..weights.pretrained import load_pretrained
 from .checkpoint import Checkpointer
+from .config import load_config
 from .data import TrainLoader, mix_seed, seed_all
 
 _logger = logging.getLogger("detectron2.piip")
 _PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-_SUMMARY = {"AP": "AP", "AP50": "AP50", "AP75": "AP75", "APs": "small", "APm": "medium", "APl": "large"}
 
 
 def autocast(device: str | torch.device, precision: str) -> torch.autocast:
@@ -117,6 +119,35 @@ class Trainer(SimpleTrainer):
         self.seed = state_dict["seed"]
 
 
+class LiveLine(HookBase):
+    """One line on a terminal that says how far training is; elsewhere nothing. Logs are printed above it."""
+
+    def before_train(self) -> None:
+        self._bar = tqdm(
+            total=self.trainer.max_iter,
+            initial=self.trainer.start_iter,
+            unit="it",
+            desc="training",
+            disable=None,  # unless stderr is a terminal
+            dynamic_ncols=True,
+        )
+        handlers = [name for name in ("detectron2", "fvcore") if logging.getLogger(name).handlers]
+        self._logs = logging_redirect_tqdm([logging.getLogger(name) for name in handlers])
+        if not self._bar.disable:
+            self._logs.__enter__()
+
+    def after_step(self) -> None:
+        if not self._bar.disable:
+            loss, _ = self.trainer.storage.latest()["total_loss"]
+            self._bar.set_postfix_str(f"loss {loss:.3g}", refresh=False)
+            self._bar.update()
+
+    def after_train(self) -> None:
+        if not self._bar.disable:
+            self._logs.__exit__(None, None, None)
+        self._bar.close()
+
+
 def build_model(cfg: DictConfig) -> nn.Module:
     """The config's model on the config's device.
 
@@ -130,14 +161,23 @@ def build_model(cfg: DictConfig) -> nn.Module:
     return model.to(device)
 
 
-def summary(results: dict[str, dict[str, float]]) -> str:
-    """A table of AP, AP50, AP75 and AP by object size, a line a task, from what `COCOEvaluator` returns."""
-    lines = [" " * 6 + "".join(f"{title:>8}" for title in _SUMMARY.values())]
-    for task, name in (("bbox", "box"), ("segm", "mask")):
-        if task in results:
-            values = [results[task].get(key, math.nan) for key in _SUMMARY]
-            lines.append(f"{name:6}" + "".join("     n/a" if math.isnan(v) else f"{v:8.1f}" for v in values))
-    return "\n".join(lines)
+_CLASSES = (
+    "thing_classes",
+    "thing_colors",
+    "thing_dataset_id_to_contiguous_id",
+    "stuff_classes",
+    "stuff_colors",
+    "ignore_label",
+)
+
+
+def class_names(cfg: DictConfig) -> dict[str, Any]:
+    """What Detectron2's catalog knows of the classes of the config's test set, for checkpoints to keep."""
+    names = OmegaConf.select(cfg, "dataloader.test.dataset.names")
+    if not names:
+        return {}
+    known = MetadataCatalog.get(names if isinstance(names, str) else names[0]).as_dict()
+    return {key: known[key] for key in _CLASSES if known.get(key) is not None}
 
 
 def evaluate(cfg: DictConfig, model: nn.Module) -> dict[str, dict[str, float]]:
@@ -151,17 +191,19 @@ def evaluate(cfg: DictConfig, model: nn.Module) -> dict[str, dict[str, float]]:
         results: dict[str, dict[str, float]] = inference_on_dataset(model, loader, evaluator)
     if comm.is_main_process():
         print_csv_format(results)
-        _logger.info("COCO average precision in percent:\n" + summary(results))
+        if hasattr(evaluator, "summary"):
+            _logger.info(evaluator.summary(results))
     return results
 
 
-def train(cfg: DictConfig, *, resume: bool = False) -> None:
+def train(cfg: DictConfig, *, resume: bool = False, restartable: Collection[str] = ()) -> None:
     """Train the config's model, evaluating and saving as it says.
 
     Args:
         cfg: a LazyConfig with `model`, `optimizer`, `lr_multiplier`, `dataloader` and `train`.
         resume: continue from the last checkpoint in `train.output_dir`, if there is one. On the CPU, with
             `TrainLoader` as `dataloader.train`, the result is bit for bit that of a run that never stopped.
+        restartable: parameters that `train.init_checkpoint` may hold in another shape, see `Checkpointer`.
 
     Raises:
         FloatingPointError: a loss or a weight became infinite or NaN.
@@ -190,7 +232,9 @@ def train(cfg: DictConfig, *, resume: bool = False) -> None:
         seed=seed,
         precision=cfg.train.get("precision", "float32"),
     )
-    checkpointer = Checkpointer(model, cfg.train.output_dir, trainer=trainer)
+    checkpointer = Checkpointer(
+        model, cfg.train.output_dir, metadata=class_names(cfg), restartable=restartable, trainer=trainer
+    )
     main_process = comm.is_main_process()
     trainer.register_hooks(
         [
@@ -203,6 +247,7 @@ def train(cfg: DictConfig, *, resume: bool = False) -> None:
             )
             if main_process
             else None,
+            LiveLine() if main_process else None,
         ]
     )
     if not cfg.train.init_checkpoint and not (resume and checkpointer.has_checkpoint()):
@@ -217,6 +262,8 @@ def train(cfg: DictConfig, *, resume: bool = False) -> None:
         )
     try:
         trainer.train(start, cfg.train.max_iter)
+        if skipped := getattr(loader, "skipped", None):
+            _logger.warning(f"{len(skipped)} images could not be used: others were trained on in their place")
     except KeyboardInterrupt:
         last = checkpointer.get_checkpoint_file()
         way_on = f"--resume continues from {last}" if last else "no checkpoint was saved yet"
@@ -224,14 +271,23 @@ def train(cfg: DictConfig, *, resume: bool = False) -> None:
         raise
 
 
-def main(args: argparse.Namespace) -> None:
-    """What `tools/lazyconfig_train_net.py` does in each process, given Detectron2's default arguments."""
-    cfg = LazyConfig.load(args.config_file)
-    cfg = LazyConfig.apply_overrides(cfg, args.opts)
+OwnData = Callable[[DictConfig, Sequence[str]], Collection[str]]
+"""Makes a config one for other data and returns the parameters that follow the classes."""
+
+
+def main(args: argparse.Namespace, use_own_data: OwnData) -> None:
+    """What `tools/lazyconfig_train_net.py` does in each process.
+
+    Args:
+        args: Detectron2's default arguments, and `data`: what describes one's own data, if anything.
+        use_own_data: what a task makes of these.
+    """
+    cfg = load_config(args.config_file, args.opts)
+    restartable = use_own_data(cfg, args.data) if args.data else ()
     default_setup(cfg, args)  # logs Detectron2's environment report, which the next line completes
     _logger.info("Attention operator: %s", ", ".join(f"{k}: {v}" for k, v in piip_ops.build_info().items()))
     if not args.eval_only:
-        train(cfg, resume=args.resume)
+        train(cfg, resume=args.resume, restartable=restartable)
         return
     model = build_model(cfg)
     checkpointer = Checkpointer(model, cfg.train.output_dir)

@@ -7,17 +7,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from detectron2.config import LazyCall, LazyConfig, instantiate
+from detectron2.config import LazyCall, instantiate
 from detectron2.modeling import GeneralizedRCNN
 from detectron2.modeling.proposal_generator import RPN
 from detectron2.modeling.roi_heads import StandardROIHeads
-from hydra.errors import HydraException
-from omegaconf import DictConfig
-from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor, nn
 
 from ..backbone import PIIP
 from ..branches import ViTBranch
+from ..engine.config import apply_overrides, load_config
 from ..flops import Report, count_operators, published_cost
 from ..flops.actual import check_input_size, collect, neck_part, piip_locator, transformer_part
 from ..flops.recipes import VIT_SIZES
@@ -85,8 +83,8 @@ def load_detector(
         ValueError: the config has no model, or cannot be changed so.
         OSError: the config cannot be read.
     """
-    config = LazyConfig.load(config_file)
-    if not isinstance(config, DictConfig) or "model" not in config:
+    config = load_config(config_file)
+    if "model" not in config:
         raise ValueError(f"{config_file} is not the config of a detector: it defines no `model`")
     if branches or resolutions:
         piip = config.model.get("backbone", {}).get("piip")
@@ -98,11 +96,7 @@ def load_detector(
             piip.branches = _replace_models(piip.branches, branches)
         if resolutions:
             piip.image_sizes = _parse_sizes(resolutions, piip.branches)
-    try:
-        config = LazyConfig.apply_overrides(config, list(overrides))
-    except (OmegaConfBaseException, HydraException) as error:
-        raise ValueError(f"cannot apply {' '.join(overrides)}: {str(error).splitlines()[0]}") from error
-    model: nn.Module = instantiate(config.model)
+    model: nn.Module = instantiate(apply_overrides(config, overrides).model)
     return model
 
 

@@ -157,7 +157,19 @@ def check_values(state: Mapping[str, Tensor], origin: object) -> None:
     for key, tensor in state.items():
         if not tensor.is_floating_point():
             raise ValueError(f"{origin}: {key} is of {tensor.dtype}, expected a floating-point type")
-        if not tensor.is_meta and not math.isfinite(tensor.sum(dtype=torch.float64)):
+    check_finite(state, origin)
+
+
+def check_finite(state: Mapping[str, Tensor], origin: object) -> None:
+    """Refuse weights that are infinite or NaN; counters and tensors on the meta device are left alone.
+
+    Raises:
+        ValueError: naming the file and the first such tensor.
+    """
+    for key, tensor in state.items():
+        if not tensor.is_floating_point() or tensor.is_meta:
+            continue
+        if not math.isfinite(tensor.sum(dtype=torch.float64)):
             raise ValueError(f"{origin}: {key} holds NaN or infinite values: it is not a trained model")
 
 

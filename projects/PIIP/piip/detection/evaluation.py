@@ -1,0 +1,34 @@
+"""COCO evaluation with a table one can read."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from detectron2.evaluation import COCOEvaluator as Detectron2Evaluator
+
+__all__ = ["COCOEvaluator", "summary"]
+
+_COLUMNS = {"AP": "AP", "AP50": "AP50", "AP75": "AP75", "APs": "small", "APm": "medium", "APl": "large"}
+
+
+def summary(results: Mapping[str, Mapping[str, float]]) -> str:
+    """A table of AP, AP50, AP75 and AP by object size in percent, a line a task.
+
+    Args:
+        results: what a `COCOEvaluator` returns: "bbox", and "segm" where there are masks.
+    """
+    lines = [" " * 6 + "".join(f"{title:>8}" for title in _COLUMNS.values())]
+    for task, name in (("bbox", "box"), ("segm", "mask")):
+        if task in results:
+            values = [results[task].get(key, math.nan) for key in _COLUMNS]
+            lines.append(f"{name:6}" + "".join("     n/a" if math.isnan(v) else f"{v:8.1f}" for v in values))
+    return "\n".join(lines)
+
+
+class COCOEvaluator(Detectron2Evaluator):
+    """Detectron2's evaluator, which says in the end what it found."""
+
+    def summary(self, results: Mapping[str, Mapping[str, float]]) -> str:
+        """The lines to log after an evaluation; `results` as :func:`summary` takes them."""
+        return f"COCO average precision in percent:\n{summary(results)}"
