@@ -29,7 +29,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     # imported here: --help needs none of it
     from detectron2.utils.logger import setup_logger
 
-    from piip.detection.predict import InstanceRenderer
+    from piip.detection.own_data import follow_weights
+    from piip.detection.predict import InstanceRenderer, skip_below
     from piip.engine.config import load_config
     from piip.engine.predict import Predictor, predict
 
@@ -39,7 +40,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error("no weights: give --weights, or set train.init_checkpoint in the config")
     setup_logger(name="fvcore")
     setup_logger()
+    follow_weights(cfg, weights)
     predictor = Predictor(cfg, weights)
+    skip_below(predictor.model, args.score_threshold)
     renderer = InstanceRenderer(predictor.metadata, args.score_threshold)
     report = predict(predictor, renderer, args.input, args.output)
     print(f"{report.drawn} images and frames drawn, {len(report.skipped)} files skipped: {args.output}")

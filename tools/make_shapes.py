@@ -20,7 +20,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         default=dataset_root() / "shapes",
         help="folder to write it to (default: %(default)s)",
     )
-    parser.add_argument("--train-images", type=int, default=800, help="(default: %(default)s)")
+    parser.add_argument("--train-images", type=int, default=2400, help="(default: %(default)s)")
     parser.add_argument("--val-images", type=int, default=100, help="(default: %(default)s)")
     parser.add_argument(
         "--image-size", type=int, default=128, help="height and width in pixels (default: %(default)s)"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,13 @@ from ... import require
 
 require.detectron2()
 
+import cv2
+import numpy as np
+from detectron2.config import instantiate
+
 from piip.detection.data import dataset_dicts, register_coco
+
+from ..tiny_config import tiny_config
 
 VALID = {
     "images": [{"id": 1, "file_name": "a.png", "height": 4, "width": 4}],
@@ -60,3 +67,76 @@ def test_missing_annotations(tmp_path: Path) -> None:
         dataset_dicts("missing")
     with pytest.raises(KeyError, match="dataset 'never_heard_of' is not registered"):
         dataset_dicts("never_heard_of")
+
+
+SQUARE = [0, 0, 0, 2, 2, 2, 2, 0]
+GOOD = {
+    "id": 1,
+    "image_id": 1,
+    "category_id": 2,
+    "bbox": [0, 0, 2, 2],
+    "iscrowd": 0,
+    "segmentation": [SQUARE],
+}
+RLE = {"size": [4, 4], "counts": "22bN0"}
+CASES = {  # an annotation that differs from a good one by this -> what is said of it, or nothing
+    "zero area": ({"bbox": [1, 1, 0, 2]}, "annotations whose box has no area"),
+    "negative": ({"bbox": [1, 1, -2, 2]}, "annotations whose box has no area"),
+    "outside": ({"bbox": [9, 9, 2, 2]}, "annotations whose box is outside the image"),
+    "not finite": ({"bbox": [0, 0, float("nan"), 2]}, "annotations without a box of four numbers"),
+    "three numbers": ({"bbox": [0, 0, 2]}, "annotations without a box of four numbers"),
+    "no mask": ({"segmentation": []}, "annotations without a mask"),
+    "unknown category": ({"category_id": 9}, "annotations of an unknown category"),
+    "unknown image": ({"image_id": 9}, "annotations of an unknown image"),
+    "duplicate id": ({"id": 1}, "annotations with the id of another"),
+    "mask of another size": ({"segmentation": {**RLE, "size": [5, 4]}}, "annotations whose mask is not of"),
+    "RLE": ({"segmentation": RLE}, ""),
+    "crowd": ({"segmentation": RLE, "iscrowd": 1}, ""),
+    "partly outside": ({"bbox": [3, 3, 5, 5]}, ""),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_annotations_that_make_no_sense(case: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Left out, counted and said once; the others are used."""
+    difference, reason = CASES[case]
+    path = tmp_path / "annotations.json"
+    path.write_text(json.dumps({**VALID, "annotations": [GOOD, {**GOOD, "id": 2, **difference}]}))
+    register_coco("odd", path, tmp_path)
+    with caplog.at_level("WARNING", logger="detectron2.piip"):
+        (record,) = dataset_dicts("odd")
+    assert len(record["annotations"]) == (1 if reason else 2)
+    said = [entry.getMessage() for entry in caplog.records if entry.name == "detectron2.piip"]
+    assert len(said) == bool(reason)
+    assert not reason or f"1 {reason}" in said[0]
+
+
+def test_images_with_one_id(tmp_path: Path) -> None:
+    second = {**VALID["images"][0], "file_name": "b.png"}
+    path = tmp_path / "annotations.json"
+    path.write_text(json.dumps({**VALID, "images": [*VALID["images"], second]}))
+    register_coco("twice", path, tmp_path)
+    assert [Path(record["file_name"]).name for record in dataset_dicts("twice")] == ["a.png"]
+
+
+@pytest.mark.parametrize("kind", ["truncated", "empty", "missing", "not an image", "of another size"])
+def test_training_goes_on_past_a_broken_file(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With Detectron2's mapper, as the configs have it."""
+    cfg = tiny_config(tmp_path, monkeypatch)
+    victim = tmp_path / "datasets/shapes/train/000003.png"
+    contents = {
+        "truncated": cv2.imencode(".jpg", np.zeros((64, 64, 3), np.uint8))[1].tobytes()[:400],
+        "empty": b"",
+        "not an image": b"hello",
+        "of another size": cv2.imencode(".png", np.zeros((9, 9, 3), np.uint8))[1].tobytes(),
+    }
+    if kind == "missing":
+        victim.unlink()
+    else:
+        victim.write_bytes(contents[kind])
+    loader = instantiate(cfg.dataloader.train)
+    batches = list(itertools.islice(loader, 6))  # an epoch
+    assert all(len(batch) == 2 for batch in batches)
+    assert list(loader.skipped) == [str(victim)]

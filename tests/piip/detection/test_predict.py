@@ -24,8 +24,9 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
 from piip.detection.compare import compare
-from piip.detection.predict import InstanceRenderer, draw
+from piip.detection.predict import InstanceRenderer, draw, shrink, skip_below
 from piip.engine.checkpoint import Checkpointer
+from piip.engine.config import load_config
 from piip.engine.predict import Predictor, Report, expand_inputs
 from piip.engine.predict import predict as predict_with
 from piip.engine.train import build_model
@@ -206,3 +207,46 @@ def test_command_line(weights: str, photographs: Path, tmp_path: Path) -> None:
     refused = demo("--input", str(photographs))
     assert refused.returncode == 2
     assert "no weights: give --weights" in refused.stderr
+
+
+def test_a_photograph_of_a_telephone(predictor: Predictor) -> None:
+    """The config resizes it: attention sees no more tokens than for any other image."""
+    seen = []
+    predictor.model.backbone.register_forward_hook(
+        lambda module, inputs, output: seen.append(inputs[0].shape)
+    )
+    predictor(np.full((600, 900, 3), 128, np.uint8))
+    assert seen == [(1, 3, 96, 128)]  # 85 rows, padded
+
+
+def test_an_image_far_beyond_what_a_config_without_resize_is_made_for(weights: str) -> None:
+    cfg = load_config(str(QUICK_CONFIG), ["dataloader.test.mapper.augmentations=[]"])
+    predictor = Predictor(cfg, weights)
+    with pytest.raises(ValueError, match=r"900x600 px reaches the model as 900x600, far beyond the 128x128"):
+        predictor(np.full((600, 900, 3), 128, np.uint8))
+
+
+def test_faint_detections_make_no_masks(predictor: Predictor) -> None:
+    """What scores less than the threshold is left out before masks as large as the image are made of it."""
+    image = np.random.default_rng(0).integers(0, 255, (128, 128, 3), dtype=np.uint8)
+    found = predictor(image)["instances"]
+    assert len(found) > 0
+    threshold = float(found.scores.median())
+    skip_below(predictor.model, threshold)
+    fewer = predictor(image)["instances"]
+    kept = found[found.scores > threshold]
+    assert torch.equal(fewer.scores, kept.scores)
+    assert torch.equal(fewer.pred_masks, kept.pred_masks)
+
+
+def test_large_pictures_are_drawn_smaller(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("piip.detection.predict.LARGEST_PICTURE", 50 * 25)
+    found = Instances((100, 200))
+    found.pred_boxes = Boxes(torch.tensor([[20.0, 40.0, 60.0, 80.0]]))
+    found.scores, found.pred_classes = torch.tensor([0.9]), torch.tensor([2])
+    found.pred_masks = torch.zeros(1, 100, 200, dtype=torch.bool)
+    found.pred_masks[0, 40:80, 20:60] = True
+    image, smaller = shrink(np.zeros((100, 200, 3), np.uint8), found)
+    assert image.shape == (25, 50, 3)
+    assert smaller.pred_boxes.tensor.tolist() == [[5.0, 10.0, 15.0, 20.0]]
+    assert smaller.pred_masks[0, 10:20, 5:15].all() and smaller.pred_masks.sum() == 100

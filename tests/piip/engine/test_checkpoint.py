@@ -13,7 +13,7 @@ from ... import require
 
 require.detectron2()
 
-from piip.engine.checkpoint import Checkpointer
+from piip.engine.checkpoint import Checkpointer, read_metadata
 
 
 def model(width: int = 3) -> nn.Sequential:
@@ -55,6 +55,29 @@ def test_other_architecture(tmp_path: Path) -> None:
     assert "1 keys unknown: extra" in message
     assert "1 shapes differ: 0.weight (5, 2) in the checkpoint, (3, 2) here" in message
     assert all(torch.equal(value, before[key]) for key, value in target.state_dict().items())
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_weights_that_are_not_finite(tmp_path: Path, suffix: str) -> None:
+    """A model of them would predict nothing, without a word."""
+    state = model().state_dict()
+    state["1.weight"][1] = float("nan")
+    path = tmp_path / f"nan{suffix}"
+    if suffix == ".pth":
+        torch.save({"model": state}, path)
+    else:
+        save_file(state, path)
+    with pytest.raises(ValueError, match=rf"nan\{suffix}: 1\.weight holds NaN or infinite values"):
+        Checkpointer(model()).load(str(path))
+
+
+def test_names_of_classes_travel_with_the_weights(tmp_path: Path) -> None:
+    names = {"thing_classes": ["bolt", "nut"], "thing_dataset_id_to_contiguous_id": {3: 0, 7: 1}}
+    Checkpointer(model(), str(tmp_path), metadata=names).save("named")
+    assert read_metadata(str(tmp_path / "named.pth")) == names
+    assert Checkpointer(model()).load(str(tmp_path / "named.pth"))["metadata"] == names
+    Checkpointer(model(), str(tmp_path)).save("nameless")
+    assert read_metadata(str(tmp_path / "nameless.pth")) == {}
 
 
 def test_many_mismatches_make_one_short_line(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import random
 from typing import Any
 
@@ -91,3 +92,45 @@ def test_uneven_batch(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_mixed_seeds_differ(seed: int, number: int) -> None:
     assert 0 <= mix_seed(seed, number) < 2**32
     assert len({mix_seed(seed), mix_seed(seed, number), mix_seed(seed, number + 1)}) == 3
+
+
+BROKEN = "cannot be opened"
+
+
+def open_or_fail(record: dict[str, Any]) -> dict[str, Any]:
+    if record["file_name"].startswith("broken"):
+        raise OSError(BROKEN)
+    return draw_numbers(record)
+
+
+def with_broken(num_workers: int, iteration: int = 0) -> TrainLoader:
+    """Eight images, two of them unreadable."""
+    kind = {2: "broken", 5: "broken"}
+    records = [
+        {"width": 2, "height": 1, "index": i, "file_name": f"{kind.get(i, 'good')}-{i}"} for i in range(8)
+    ]
+    made = TrainLoader(records, mapper=open_or_fail, total_batch_size=3, num_workers=num_workers)
+    made.set_position(7, iteration)
+    return made
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_unreadable_images_are_replaced_and_counted(
+    num_workers: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Full batches, each file named once, and every batch the same from wherever the run goes on."""
+    whole = with_broken(num_workers)
+    with caplog.at_level(logging.WARNING, logger="detectron2.piip"):
+        batches = list(itertools.islice(whole, 12))
+    assert all(len(batch) == 3 for batch in batches)
+    assert all(set(sample) == set(batches[0][0]) for batch in batches for sample in batch)
+    assert whole.skipped == {f"broken-{i}": f"OSError: {BROKEN}" for i in (2, 5)}
+    assert sum("that cannot be used" in record.getMessage() for record in caplog.records) == 2
+    assert list(itertools.islice(with_broken(0, 5), 3)) == batches[5:8]
+
+
+def test_nothing_but_unreadable_images_is_an_error() -> None:
+    records = [{"width": 2, "height": 1, "index": i, "file_name": f"broken-{i}"} for i in range(3)]
+    made = TrainLoader(records, mapper=open_or_fail, total_batch_size=2)
+    with pytest.raises(ValueError, match=r"10 images in a row cannot be used, lastly broken-\d \(OSError"):
+        next(iter(made))

@@ -13,9 +13,10 @@ import torch
 from detectron2.config import instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from ..engine.checkpoint import read_metadata
 from .data import register_coco
 
-__all__ = ["CocoFiles", "use_own_data"]
+__all__ = ["CocoFiles", "follow_weights", "set_num_classes", "use_own_data"]
 
 SPLITS = {"train": "train", "val": "test"}  # as they are called on the command line and in the config
 
@@ -102,6 +103,12 @@ def use_own_data(cfg: DictConfig, data: Sequence[str], *, train: bool = True) ->
         register_coco(name, files.annotations, files.images, metadata)
         cfg.dataloader[SPLITS[split]].dataset.names = name
     return set_num_classes(cfg, len(classes))
+
+
+def follow_weights(cfg: DictConfig, weights: str) -> None:
+    """Give a detector as many classes as its checkpoint was trained on, if that says so."""
+    if classes := read_metadata(weights).get("thing_classes"):
+        set_num_classes(cfg, len(classes))
 
 
 def set_num_classes(cfg: DictConfig, number: int) -> frozenset[str]:

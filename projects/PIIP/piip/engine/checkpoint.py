@@ -19,6 +19,21 @@ METADATA = "metadata"
 _SHOWN = 5  # keys named in an error, per kind of mismatch
 
 
+def read_metadata(path: str) -> dict[str, Any]:
+    """What a checkpoint of ours says of its classes; empty for others, and for files of tensors alone.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it cannot be read.
+    """
+    if "://" in path or not path.endswith(".pth"):
+        return {}
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"checkpoint {path} does not exist: check the path")
+    content = read_file(path, mmap=True)
+    return content.get(METADATA, {}) if isinstance(content, dict) else {}
+
+
 def _listing(title: str, entries: Sequence[str], shown: int | None) -> list[str]:
     if not entries:
         return []

@@ -7,8 +7,10 @@ import logging
 import os
 import random
 import signal
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import detectron2.data
@@ -138,9 +140,21 @@ class _SeededSamples(Dataset[dict[str, Any]]):
         return {**sample, _SKIPPED: skipped} if skipped else sample
 
 
-def _ignore_interrupt(worker: int) -> None:
-    """Ctrl-C reaches the whole process group: only the training process should answer it."""
+def _leave_the_end_to_training(worker: int) -> None:
+    """Ctrl-C reaches the whole process group: only the training process should answer it.
+
+    When that ends, a worker may be handing over a batch; that nobody takes it is no news then.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    report = sys.excepthook
+
+    def unless_abandoned(
+        kind: type[BaseException], error: BaseException, trace: TracebackType | None
+    ) -> None:
+        if not issubclass(kind, ConnectionError):
+            report(kind, error, trace)
+
+    sys.excepthook = unless_abandoned
 
 
 def _as_list(batch: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -208,19 +222,18 @@ class TrainLoader:
             batch_sampler=sampler,
             num_workers=self.num_workers,
             collate_fn=_as_list,
-            worker_init_fn=_ignore_interrupt,
+            worker_init_fn=_leave_the_end_to_training,
         )
-        for batch in batches:
-            self._note_skipped(batch)
-            yield batch
+        return map(self._note_skipped, batches)
 
-    def _note_skipped(self, batch: list[dict[str, Any]]) -> None:
+    def _note_skipped(self, batch: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Say once of each file that it cannot be used; workers tell by what they put into their samples."""
         for sample in batch:
             for name, reason in sample.pop(_SKIPPED, {}).items():
                 if name not in self.skipped:
                     self.skipped[name] = reason
                     _logger.warning(f"image {len(self.skipped)} that cannot be used, {name}: {reason}")
+        return batch
 
 
 class _NamesItsFile:

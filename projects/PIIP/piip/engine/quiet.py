@@ -14,7 +14,11 @@ _MESSAGES = (
     r"torch\.meshgrid: in an upcoming release",
     r"Importing from timm\.models\.\w+ is deprecated",
 )
-_LOGGERS = ("torch.fx._symbolic_trace",)  # of the two ways to ask whether a model is being traced
+_LOGGERS = (
+    "torch.fx._symbolic_trace",  # of two ways to ask whether a model is being traced
+    "torch.utils.cpp_extension",  # no GPU is found
+    "torch.multiprocessing.spawn",  # the other processes of a run that failed are ended
+)
 
 for _message in _MESSAGES:
     warnings.filterwarnings("ignore", message=_message)

@@ -12,8 +12,8 @@ from __future__ import annotations
 import argparse
 import logging
 import time
-from collections.abc import Callable, Collection, Iterable, Sequence
-from typing import Any
+from collections.abc import Collection, Iterable, Sequence
+from typing import Any, Protocol
 
 import torch
 from detectron2.config import instantiate
@@ -154,7 +154,10 @@ def build_model(cfg: DictConfig) -> nn.Module:
     Raises:
         ValueError: the device is not there.
     """
-    device = torch.device(cfg.train.device)
+    try:
+        device = torch.device(cfg.train.device)
+    except RuntimeError as error:
+        raise ValueError(f"train.device is '{cfg.train.device}': use cpu, cuda or cuda:N") from error
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"train.device is '{device}' but PyTorch finds no GPU: add train.device=cpu")
     model: nn.Module = instantiate(cfg.model)
@@ -271,8 +274,10 @@ def train(cfg: DictConfig, *, resume: bool = False, restartable: Collection[str]
         raise
 
 
-OwnData = Callable[[DictConfig, Sequence[str]], Collection[str]]
-"""Makes a config one for other data and returns the parameters that follow the classes."""
+class OwnData(Protocol):
+    """Makes a config one for other data and returns the parameters that follow the classes."""
+
+    def __call__(self, cfg: DictConfig, data: Sequence[str], *, train: bool) -> Collection[str]: ...
 
 
 def main(args: argparse.Namespace, use_own_data: OwnData) -> None:
@@ -283,7 +288,7 @@ def main(args: argparse.Namespace, use_own_data: OwnData) -> None:
         use_own_data: what a task makes of these.
     """
     cfg = load_config(args.config_file, args.opts)
-    restartable = use_own_data(cfg, args.data) if args.data else ()
+    restartable = use_own_data(cfg, args.data, train=not args.eval_only) if args.data else ()
     default_setup(cfg, args)  # logs Detectron2's environment report, which the next line completes
     _logger.info("Attention operator: %s", ", ".join(f"{k}: {v}" for k, v in piip_ops.build_info().items()))
     if not args.eval_only:

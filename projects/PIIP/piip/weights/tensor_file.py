@@ -44,11 +44,11 @@ def _check_archive(path: Path) -> None:
         )
 
 
-def _read_torch(path: Path) -> Any:
+def _read_torch(path: Path, mmap: bool) -> Any:
     if _is_zip(path):
         _check_archive(path)
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap and _is_zip(path))
     except pickle.UnpicklingError as error:
         reason = next((line for line in str(error).splitlines() if "GLOBAL" in line or "class" in line), "")
         raise ValueError(
@@ -69,8 +69,12 @@ def _read_npz(path: Path) -> dict[str, Tensor]:
         raise ValueError(f"{path} cannot be read as NumPy arrays ({error})") from error
 
 
-def read_file(path: str | os.PathLike[str]) -> Any:
+def read_file(path: str | os.PathLike[str], *, mmap: bool = False) -> Any:
     """What a file of weights holds: a dict of tensors for ``.safetensors`` and ``.npz``, else what was saved.
+
+    Args:
+        path: the file.
+        mmap: leave tensors of a ``.pth`` on disk until they are looked at, where its format can.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -84,7 +88,7 @@ def read_file(path: str | os.PathLike[str]) -> Any:
             return load_file(path)
         except SafetensorError as error:
             raise ValueError(f"{path} is cut off or no safetensors file ({error}): fetch it again") from error
-    return _read_npz(path) if path.suffix == ".npz" else _read_torch(path)
+    return _read_npz(path) if path.suffix == ".npz" else _read_torch(path, mmap)
 
 
 def unwrap(content: Any) -> Any:

@@ -1,0 +1,181 @@
+"""Every tool ends a mistake of its user in one line and status 2, and says nothing that nobody can act on."""
+
+from __future__ import annotations
+
+import fcntl
+import importlib
+import os
+import pty
+import struct
+import subprocess
+import sys
+import termios
+from pathlib import Path
+
+import pytest
+
+from ... import require
+
+require.detectron2()
+
+from piip.engine.command_line import tool
+from piip.quick.shapes import write_split
+
+from ..tiny_config import QUICK_CONFIG, REPOSITORY
+
+TOOLS = sorted((REPOSITORY / "tools").glob("*.py"))
+QUICK = str(QUICK_CONFIG)
+RELEASED = str(REPOSITORY / "configs/COCO/mask_rcnn_piip_tsb_1120_896_448_1x.py")
+
+
+def run(
+    name: str, *arguments: str, cwd: Path = REPOSITORY, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(REPOSITORY / "tools" / name), *arguments],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        # Warnings as a user sees them, whatever the tests were started with.
+        env={**os.environ, "PYTHONWARNINGS": "", **environment},
+    )
+
+
+@pytest.mark.parametrize("path", TOOLS, ids=lambda path: path.stem)
+def test_help(path: Path) -> None:
+    """It explains itself, `--traceback` included, without a warning."""
+    done = run(path.name, "--help")
+    assert done.returncode == 0
+    assert done.stderr == ""
+    assert "--traceback" in done.stdout
+
+
+TRAIN, DEMO = "lazyconfig_train_net", "demo"
+MISTAKES = {
+    "config": (TRAIN, "--config-file nowhere.py", "config nowhere.py does not exist: check the path"),
+    "key": (
+        TRAIN,
+        f"--config-file {QUICK} train.max_itr=5",
+        "did you mean train.max_iter?",
+    ),
+    "output folder": (TRAIN, f"--config-file {QUICK} train.output_dir=/proc/none", "/proc/none"),
+    "weights": (
+        TRAIN,
+        f"--config-file {QUICK} --eval-only train.init_checkpoint=none.pth train.output_dir=out",
+        "checkpoint none.pth does not exist: check the path",
+    ),
+    "device": (TRAIN, f"--config-file {QUICK} train.device=cudda train.output_dir=out", "cudda"),
+    "data": (TRAIN, f"--config-file {QUICK} train.output_dir=out", "put the dataset there"),
+    "demo key": (
+        DEMO,
+        f"--config-file {QUICK} --weights x.pth --input . --opts train.devise=cpu",
+        "did you mean train.device?",
+    ),
+    "demo weights": (
+        DEMO,
+        f"--config-file {QUICK} --weights none.pth --input .",
+        "checkpoint none.pth does not exist: check the path",
+    ),
+    "count key": ("flop_count", f"--config-file {RELEASED} model.backbon=1", "did you mean model.backbone"),
+    "benchmark": ("benchmark", "model nowhere.py", "config nowhere.py does not exist"),
+    "convert": ("convert_checkpoint", "a.pth b.pth --config-file nowhere.py", "nowhere.py does not exist"),
+    "compare": (
+        "compare_results",
+        f"--config-file {QUICK} --results none.json --output out",
+        "put the dataset there",
+    ),
+    "make": ("make_shapes", "--image-size 3 --output shapes", "image size 3 is too small"),
+    "tables": ("cost_tables", "--output /proc/none", "/proc/none"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_mistakes(
+    mistake: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """One line on stderr, in this process: what a run logs before it notices goes to stdout."""
+    name, arguments, message = MISTAKES[mistake]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    monkeypatch.syspath_prepend(str(REPOSITORY / "tools"))
+    # Loggers would keep this test's stdout, which ends with it.
+    monkeypatch.setattr("detectron2.utils.logger.setup_logger", lambda **settings: None)
+    if mistake != "output folder":
+        monkeypatch.setattr("piip.engine.train.default_setup", lambda cfg, args: None)
+    with pytest.raises(SystemExit, match="2"):
+        importlib.import_module(name).main(arguments.split())
+    shown = capfd.readouterr().err
+    assert len(shown.splitlines()) == 1, shown
+    assert shown.startswith("error: ") and message in shown
+
+
+def test_traceback_on_request(capsys: pytest.CaptureFixture[str]) -> None:
+    @tool
+    def main(argv: object = None) -> None:
+        raise ValueError("two\nlines")
+
+    with pytest.raises(SystemExit, match="2"):
+        main([])
+    assert capsys.readouterr().err == "error: two lines\n"
+    with pytest.raises(ValueError, match="two"):
+        main(["--traceback"])
+
+
+def test_mistakes_in_the_program_are_not_hidden() -> None:
+    @tool
+    def main(argv: object = None) -> None:
+        raise TypeError("a bug")
+
+    with pytest.raises(TypeError):
+        main([])
+
+
+@pytest.mark.slow
+def test_in_worker_processes(tmp_path: Path) -> None:
+    """Two processes: still one line."""
+    arguments = ["--num-gpus", "2", "--config-file", QUICK, "train.max_itr=5"]
+    done = run("lazyconfig_train_net.py", *arguments, cwd=tmp_path)
+    assert done.returncode == 2, done.stderr
+    assert len(done.stderr.splitlines()) == 1, done.stderr
+    assert done.stderr.startswith("error: ")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("terminal", [True, False])
+def test_training_shows_one_live_line_on_a_terminal(terminal: bool, tmp_path: Path) -> None:
+    """Iteration, loss and the time left, rewritten in place; elsewhere only logs, and no warnings."""
+    for split, number in (("train", 8), ("val", 2)):
+        write_split(tmp_path / "shapes", split, number, image_size=64, seed=0)
+    command = [
+        *(sys.executable, str(REPOSITORY / "tools/lazyconfig_train_net.py"), "--config-file", QUICK),
+        *(f"train.output_dir={tmp_path / 'out'}", "train.max_iter=3", "train.log_period=1"),
+        "dataloader.train.total_batch_size=2",
+    ]
+    ours, theirs = pty.openpty() if terminal else os.pipe()
+    if terminal:
+        fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 120, 0, 0))
+    with subprocess.Popen(
+        command,
+        stdout=subprocess.DEVNULL,
+        stderr=theirs,
+        cwd=REPOSITORY,
+        env={**os.environ, "DETECTRON2_DATASETS": str(tmp_path), "PYTHONWARNINGS": ""},
+    ) as process:
+        os.close(theirs)
+        shown = b""
+        while True:
+            try:
+                chunk = os.read(ours, 4096)
+            except OSError:  # a terminal whose other side was closed
+                break
+            if not chunk:
+                break
+            shown += chunk
+    os.close(ours)
+    text = shown.decode()
+    assert process.returncode == 0, text
+    if terminal:
+        assert "training: 100%" in text and "3/3" in text and "loss" in text
+        assert text.count("\n") <= 3, text  # the bar's last state stays
+    else:
+        assert text == ""
