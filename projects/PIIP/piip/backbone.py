@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal
 
 import torch.nn.functional as F
@@ -80,7 +80,8 @@ class PIIP(nn.Module):
             run.
         links: which branches look at which, see :func:`piip.interaction.resolve_links`.
         interaction: what an interaction is made of; None for what the released detectors have.
-        merge: how the branches' last maps become one, see :class:`piip.merge.Merge`.
+        merge: how the branches' last maps become one, see :class:`piip.merge.Merge`; None leaves them apart
+            (:meth:`forward_branches`).
         merge_branches: numbers, from 1, of the branches that are merged; None for all.
         tap_stages: stages (from 0) whose maps are merged too, each by a merge of its own, for a pyramid of
             features of different depth (:meth:`forward_pyramid`).
@@ -104,7 +105,7 @@ class PIIP(nn.Module):
         stages: Sequence[Sequence[Stage]] | None = None,
         links: Literal["adjacent", "all"] | Sequence[Link] = "adjacent",
         interaction: InteractionConfig | None = None,
-        merge: MergeKind = "conv",
+        merge: MergeKind | None = "conv",
         merge_branches: Sequence[int] | None = None,
         tap_stages: Sequence[int] = (),
         grad_checkpointing: bool = False,
@@ -133,15 +134,18 @@ class PIIP(nn.Module):
         )
 
         final = self.num_stages - 1
+        if merge is None and tap_stages:
+            raise ValueError("tapped stages are merged: give a merge, or no tap_stages")
         if not all(0 <= tap < final for tap in tap_stages):
             raise ValueError(f"tap stages {list(tap_stages)} must lie before the last stage, {final}")
         self.taps = nn.ModuleDict(  # type: ignore[assignment]
             {
                 str(tap): Merge(self.stage_channels(tap), merge, merge_branches)
                 for tap in sorted(set(tap_stages))
+                if merge is not None
             }
         )
-        self.merge = Merge(self.stage_channels(final), merge, merge_branches)
+        self.merge = None if merge is None else Merge(self.stage_channels(final), merge, merge_branches)
         self.set_grad_checkpointing(grad_checkpointing)
 
     @property
@@ -158,6 +162,8 @@ class PIIP(nn.Module):
     @property
     def out_channels(self) -> int:
         """Channels of the merged map."""
+        if self.merge is None:
+            raise ValueError("this PIIP merges nothing (merge=None): see stage_channels")
         return self.merge.out_dim
 
     def pyramid_channels(self) -> list[int]:
@@ -239,20 +245,47 @@ class PIIP(nn.Module):
                 )
         return [branch.embed(image) for branch, image in zip(self.branches, images, strict=True)]
 
-    def run_stage(self, stage: int, maps: Sequence[Tensor]) -> list[Tensor]:
-        """Run the blocks of a stage in every branch, then its interaction."""
-        maps = [
-            branch.run_blocks(x, *self.stages[j][stage])
-            for j, (branch, x) in enumerate(zip(self.branches, maps, strict=True))
+    def run_stage(
+        self, stage: int, maps: Sequence[Tensor], tokens: Sequence[Tensor | None] | None = None
+    ) -> tuple[list[Tensor], list[Tensor | None]]:
+        """Run the blocks of a stage in every branch, then its interaction.
+
+        Args:
+            stage: its number, from 0.
+            maps: of the branches, each ``(B, h, w, C)``.
+            tokens: their class tokens, which take no part in the interaction; None for no branch with one.
+
+        Returns:
+            The maps after the interaction, and the class tokens.
+        """
+        left = [
+            branch.run_stage(x, token, *self.stages[j][stage])
+            for j, (branch, x, token) in enumerate(
+                zip(self.branches, maps, tokens or [None] * len(maps), strict=True)
+            )
         ]
-        return self.interactions[stage](maps) if self.interactions else maps
+        after = [x for x, _ in left]
+        return self.interactions[stage](after) if self.interactions else after, [token for _, token in left]
+
+    def forward_stages(self, x: Tensor) -> Iterator[list[Tensor]]:
+        """The branches' maps after each stage, each ``(B, h, w, C)``, from ``(B, 3, H, W)``."""
+        maps = self.embed(self.image_pyramid(x))
+        tokens = [branch.class_token(len(x)) for branch in self.branches]
+        for stage in range(self.num_stages):
+            maps, tokens = self.run_stage(stage, maps, tokens)
+            yield maps
+
+    def forward_branches(self, x: Tensor) -> list[Tensor]:
+        """The branches' maps after the last stage, each ``(B, h, w, C)``, not merged."""
+        *_, maps = self.forward_stages(x)
+        return maps
 
     def forward_pyramid(self, x: Tensor) -> list[Tensor]:
         """The merged map of each tapped stage, then that of the last, each ``(B, C, h, w)``."""
-        maps = self.embed(self.image_pyramid(x))
+        if self.merge is None:
+            raise ValueError("this PIIP merges nothing (merge=None): use forward_branches")
         merged = []
-        for stage in range(self.num_stages):
-            maps = self.run_stage(stage, maps)
+        for stage, maps in enumerate(self.forward_stages(x)):
             if str(stage) in self.taps:
                 merged.append(self.taps[str(stage)](maps, self.reference))
         return [*merged, self.merge(maps, self.reference)]

@@ -60,7 +60,7 @@ def test_every_step(name: str) -> None:
         for j, x in enumerate(maps, start=1):
             assert_close(x.flatten(1, 2), steps[f"tokens_in/branch{j}"], 2e-6, f"tokens {j}")
         for stage in range(piip.num_stages):
-            maps = piip.run_stage(stage, maps)
+            maps, _ = piip.run_stage(stage, maps)
             for j, x in enumerate(maps, start=1):
                 assert_close(
                     x.flatten(1, 2), steps[f"interaction{stage}/branch{j}"], 2e-6, f"stage {stage}, {j}"

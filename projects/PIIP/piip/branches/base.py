@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -101,6 +102,30 @@ class Branch(nn.Module, ABC):
             else:
                 x = block(x)
         return x
+
+    def class_token(self, batch: int) -> Tensor | None:
+        """The class token ``(batch, 1, C)`` that enters block 0 beside the map; None for a model without."""
+        return None
+
+    def run_stage(
+        self, x: Tensor, token: Tensor | None, first: int, last: int
+    ) -> tuple[Tensor, Tensor | None]:
+        """:meth:`run_blocks`, with a class token that attends along and is set apart again.
+
+        Args:
+            x: the map ``(B, h, w, C)``.
+            token: ``(B, 1, C)``, or None.
+            first, last: the blocks, inclusive.
+
+        Returns:
+            The map and the token, as they leave the last block.
+        """
+        if token is None:
+            return self.run_blocks(x, first, last), None
+        # Blocks with attention over the whole map do not care for its shape: one row, (B, 1, 1 + h*w, C).
+        row = torch.cat([token, x.flatten(1, 2)], dim=1).unsqueeze(1)
+        row = self.run_blocks(row, first, last).squeeze(1)
+        return row[:, 1:].unflatten(1, x.shape[1:3]), row[:, :1]
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute each block in the backward pass instead of keeping its activations."""

@@ -75,6 +75,7 @@ class ViTBranch(Branch):
         activation: "gelu", or "gelu_tanh" for its tanh approximation (the published fused MLP).
         pos_embed_has_cls: keep the (unused) class-token row of the position embedding, as the checkpoints of
             the published AugReg, MAE, DINOv2 and InternViT branches do.
+        class_token: whether a class token attends along (the published classifiers). It has no position.
         weight_init: "trunc_normal" of 0.02 for every matrix of the blocks, as in timm, or "xavier" (uniform),
             which learns faster where a narrow branch starts from nothing.
         pretrained: see :class:`Branch`.
@@ -102,6 +103,7 @@ class ViTBranch(Branch):
         qk_norm: bool = False,
         activation: Literal["gelu", "gelu_tanh"] = "gelu",
         pos_embed_has_cls: bool = False,
+        class_token: bool = False,
         weight_init: Literal["trunc_normal", "xavier"] = "trunc_normal",
         pretrained: Pretrained | None = None,
     ) -> None:
@@ -111,8 +113,11 @@ class ViTBranch(Branch):
                 f"pretrain_image_size {pretrain_image_size} is smaller than one patch of {patch_size} px: "
                 "the position embedding would have no token"
             )
+        if class_token and any(size is not None for size in per_block(window_sizes, depth)):
+            raise ValueError("a class token belongs to no window: use global attention, or no class token")
         self.embed_dim = embed_dim
         self._patch_size = patch_size
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim)) if class_token else None
         self.patch_embed = PatchEmbed(
             img_size=None, patch_size=patch_size, embed_dim=embed_dim, flatten=False, strict_img_size=False
         )
@@ -152,8 +157,9 @@ class ViTBranch(Branch):
 
     def reset_parameters(self, weight_init: Literal["trunc_normal", "xavier"]) -> None:
         """Initialise as the class says; biases are zero."""
-        if self.pos_embed is not None:
-            nn.init.trunc_normal_(self.pos_embed, std=0.02)
+        for table in (self.pos_embed, self.cls_token):
+            if table is not None:
+                nn.init.trunc_normal_(table, std=0.02)
         if weight_init == "xavier":
             nn.init.xavier_uniform_(self.patch_embed.proj.weight.flatten(1))
         for module in (module for block in self.blocks for module in block.modules()):
@@ -192,6 +198,9 @@ class ViTBranch(Branch):
             align_corners=False,
         )
         return resized.permute(0, 2, 3, 1).to(table.dtype)
+
+    def class_token(self, batch: int) -> Tensor | None:
+        return None if self.cls_token is None else self.cls_token.expand(batch, -1, -1)
 
     def embed(self, image: Tensor) -> Tensor:
         # timm's patch embedding returns (B, C, h, w); a remainder smaller than a patch is dropped by its

@@ -126,6 +126,8 @@ def published_cost(piip: PIIP, input_size: tuple[int, int] | None = None) -> Rep
         if name.startswith("interactions."):
             total.add(locate(name.split("."), None), params=parameter.numel())
 
+    if piip.merge is None:
+        return Report("published", size, total)
     out_dim = piip.out_channels
     merged = [branch - 1 for branch in piip.merge.branches] if len(piip.branches) > 1 else []
     for j in merged:

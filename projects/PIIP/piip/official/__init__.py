@@ -10,6 +10,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ..classification.official import build_classifier
+    from ..weights.official_classifier import convert_classifier, to_official_classifier
     from ..weights.official_detector import convert_detector, is_official, to_official_detector
     from ..weights.official_keys import convert_backbone, to_official_backbone
     from .backbone import build_backbone, build_branch
@@ -17,20 +19,26 @@ if TYPE_CHECKING:
 _ROOMS = {
     "build_backbone": "piip.official.backbone",
     "build_branch": "piip.official.backbone",
+    "build_classifier": "piip.classification.official",
     "convert_backbone": "piip.weights.official_keys",
+    "convert_classifier": "piip.weights.official_classifier",
     "convert_detector": "piip.weights.official_detector",
     "is_official": "piip.weights.official_detector",
     "to_official_backbone": "piip.weights.official_keys",
+    "to_official_classifier": "piip.weights.official_classifier",
     "to_official_detector": "piip.weights.official_detector",
 }
 
 __all__ = [
     "build_backbone",
     "build_branch",
+    "build_classifier",
     "convert_backbone",
+    "convert_classifier",
     "convert_detector",
     "is_official",
     "to_official_backbone",
+    "to_official_classifier",
     "to_official_detector",
 ]
 

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-from ..backbone import PIIP, Stage
+from ..backbone import PIIP
 from ..branches import BEiTBranch, Branch, ConvNeXtBranch, UniPerceiverBranch, ViTBranch
 from ..interaction import InteractionConfig
 from ..neck import PyramidBackbone, published_pyramid
+from ..weights.official_config import ATTENTION, stages, windows
 
 __all__ = ["build_backbone", "build_branch"]
 
-_ATTENTION = {"deform": "deformable", "normal": "regular"}
 _NUM_BRANCHES = {"PIIPTwoBranch": 2, "PIIPThreeBranch": 3, "PIIPFourBranch": 4}
 _SINGLE = {"vit_models": "deit", "InternViT6B": "intern", "ConvNextHFWrapper": "convnext"}
 _CONVNEXTS = {  # names on the Hugging Face hub: dims and depths
@@ -33,17 +33,6 @@ def _family(pretrained: str) -> str:
         if mark in pretrained:
             return family
     return "intern"
-
-
-def _windows(config: Mapping[str, Any]) -> list[int | None]:
-    depth = config["depth"]
-    windowed: Sequence[bool] = config.get("window_attn") or [False] * depth
-    sizes: Sequence[int] = config.get("window_size") or [-1] * depth
-    if len(windowed) != depth or len(sizes) != depth:
-        raise ValueError(
-            f"{len(windowed)} window_attn and {len(sizes)} window_size entries for {depth} blocks"
-        )
-    return [size if on else None for on, size in zip(windowed, sizes, strict=True)]
 
 
 def _build_convnext(config: Mapping[str, Any]) -> ConvNeXtBranch:
@@ -81,12 +70,12 @@ def build_branch(config: Mapping[str, Any], family: str | None = None) -> Branch
     if family == "convnext":
         return _build_convnext(config)
     if family == "beit":
-        sizes = [size for size in _windows(config) if size is not None]
+        sizes = [size for size in windows(config) if size is not None]
         return BEiTBranch(**_common(config), window_sizes=sizes, layer_scale=config.get("init_values"))
     if family == "perceiver":
         pretrain_size = config.get("pretrain_img_size", 224)
         return UniPerceiverBranch(
-            **_common(config), window_sizes=_windows(config), pretrain_image_size=pretrain_size
+            **_common(config), window_sizes=windows(config), pretrain_image_size=pretrain_size
         )
     if family not in ("deit", "intern"):
         raise ValueError(
@@ -98,7 +87,7 @@ def build_branch(config: Mapping[str, Any], family: str | None = None) -> Branch
         **_common(config),
         qkv_bias=config.get("qkv_bias", True),
         pretrain_image_size=config.get("pretrain_img_size", 224),
-        window_sizes=_windows(config),
+        window_sizes=windows(config),
         pad_before_qkv=is_intern or config.get("use_flash_attn", True),
         drop_path_schedule="linear" if is_intern else "constant",
         layer_scale=config.get("init_values" if is_intern else "init_scale", 1.0),
@@ -109,10 +98,6 @@ def build_branch(config: Mapping[str, Any], family: str | None = None) -> Branch
         activation="gelu_tanh" if fused else "gelu",
         pos_embed_has_cls=is_intern,
     )
-
-
-def _stages(config: Mapping[str, Any]) -> list[Stage]:
-    return [(ranges[0], ranges[-1]) for ranges in config["interaction_indexes"]]
 
 
 def _build_single(config: Mapping[str, Any]) -> PyramidBackbone:
@@ -150,8 +135,8 @@ def build_backbone(config: Mapping[str, Any], *, replicate_branch4_bug: bool = F
     if kind not in _NUM_BRANCHES:
         raise ValueError(f"unknown backbone type {kind!r}: expected one of {[*_NUM_BRANCHES, *_SINGLE]}")
     attention = config.get("interact_attn_type", "normal")
-    if attention not in _ATTENTION:
-        raise ValueError(f"unknown interact_attn_type {attention!r}: expected one of {list(_ATTENTION)}")
+    if attention not in ATTENTION:
+        raise ValueError(f"unknown interact_attn_type {attention!r}: expected one of {list(ATTENTION)}")
     count = _NUM_BRANCHES[kind]
     settings: list[Mapping[str, Any]] = [config[f"branch{j}"] for j in range(1, count + 1)]
     models = list(settings)
@@ -162,9 +147,9 @@ def build_backbone(config: Mapping[str, Any], *, replicate_branch4_bug: bool = F
     piip = PIIP(
         [build_branch(model) for model in models],
         [setting["real_size"] for setting in settings],
-        stages=[_stages(setting) for setting in settings],
+        stages=[stages(setting) for setting in settings],
         interaction=InteractionConfig(
-            attention=_ATTENTION[attention],  # type: ignore[arg-type]
+            attention=ATTENTION[attention],
             num_heads=config.get("deform_num_heads", 6),
             num_points=config.get("n_points", 4),
             deform_ratio=config.get("deform_ratio", 1.0),

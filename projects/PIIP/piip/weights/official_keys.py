@@ -73,7 +73,7 @@ class _Layout:
     def __init__(self, names: Collection[str], families: Mapping[int, str] | None = None) -> None:
         self.names = names
         self.families = families
-        self.is_single = not any(name.startswith(("branch", "piip.merge.")) for name in names)
+        self.is_single = not any(name.startswith(("branch", "piip.branches.1.")) for name in names)
         self.taps = sorted({match[1] for match in map(_TAP.fullmatch, names) if match}, key=int)
         self.units = sorted(
             {

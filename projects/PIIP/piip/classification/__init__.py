@@ -1,0 +1,1 @@
+"""Image classifiers on PIIP, in plain PyTorch and timm."""

@@ -1,0 +1,92 @@
+"""PIIP as an image classifier: the branches' own heads averaged, or one head on the merged map."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from ..backbone import PIIP
+
+__all__ = ["BranchHeads", "MergedHead", "PIIPClassifier"]
+
+
+class BranchHeads(nn.Module):
+    """A norm and a linear layer for each branch; the logits are averaged (paper section 4.4).
+
+    Both come from the branches' pretraining. Each looks at the first token of the branch's map, the top-left
+    patch: the released code sets the class token aside before it takes "token 0", and the released weights
+    were trained that way.
+
+    Args:
+        dims: channels of each branch's map.
+        num_classes: of each head.
+    """
+
+    def __init__(self, dims: list[int], num_classes: int = 1000) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.norms = nn.ModuleList(nn.LayerNorm(dim, eps=1e-6) for dim in dims)
+        self.heads = nn.ModuleList(nn.Linear(dim, num_classes) for dim in dims)
+        for head in self.heads:
+            nn.init.trunc_normal_(cast(nn.Linear, head).weight, std=0.02)
+            nn.init.zeros_(cast(nn.Linear, head).bias)
+
+    def branch_logits(self, maps: list[Tensor]) -> list[Tensor]:
+        """Logits ``(B, classes)`` of each branch, from its map ``(B, h, w, C)``."""
+        return [head(norm(x[:, 0, 0])) for x, norm, head in zip(maps, self.norms, self.heads, strict=True)]
+
+    def forward(self, maps: list[Tensor]) -> Tensor:
+        """Mean of the branches' logits, ``(B, classes)``."""
+        return torch.stack(self.branch_logits(maps)).mean(dim=0)
+
+
+class MergedHead(nn.Module):
+    """Norm, mean over all places, and a linear layer on the merged map (paper appendix C).
+
+    Args:
+        dim: channels of the merged map.
+        num_classes: number of logits.
+    """
+
+    def __init__(self, dim: int, num_classes: int = 1000) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.norm = nn.LayerNorm(dim, eps=1e-6)
+        self.head = nn.Linear(dim, num_classes)
+        nn.init.trunc_normal_(self.head.weight, std=0.02)
+        nn.init.zeros_(self.head.bias)
+
+    def forward(self, merged: Tensor) -> Tensor:
+        """From the merged map ``(B, C, h, w)`` to logits ``(B, classes)``."""
+        tokens = self.norm(merged.flatten(2).transpose(1, 2))  # (B, h*w, C)
+        logits: Tensor = self.head(tokens.mean(dim=1))
+        return logits
+
+
+class PIIPClassifier(nn.Module):
+    """A PIIP with a classifier.
+
+    Args:
+        piip: with ``merge="linear"`` for one head on the merged map, with ``merge=None`` for a head a branch.
+        num_classes: number of logits.
+    """
+
+    def __init__(self, piip: PIIP, num_classes: int = 1000) -> None:
+        super().__init__()
+        self.piip = piip
+        self.head: BranchHeads | MergedHead
+        if piip.merge is None:
+            self.head = BranchHeads(piip.stage_channels(piip.num_stages - 1), num_classes)
+        else:
+            self.head = MergedHead(piip.out_channels, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """From normalised images ``(B, 3, H, W)`` to logits ``(B, classes)``.
+
+        Raises:
+            ValueError: a branch's image would be smaller than one patch.
+        """
+        logits: Tensor = self.head(self.piip(x) if self.piip.merge else self.piip.forward_branches(x))
+        return logits
