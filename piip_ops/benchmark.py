@@ -54,7 +54,7 @@ class Case:
 
 
 def _cross(name: str, query_size: int, value_size: int, dim: int) -> Case:
-    # SPEC: value channels are half the query branch's width
+    # value channels are half the query branch's width
     return Case(name, query_size, [(value_size, value_size)], HEADS, dim // 2 // HEADS)
 
 

@@ -18,10 +18,11 @@ MAY_IMPORT = {  # room -> rooms of piip that it may import; itself goes without 
     "engine": CORE,
     **dict.fromkeys(TASKS, CORE | {"engine"}),
     "official": CORE | TASKS,
+    "library": CORE | {"classification"},
     "quick": CORE | TASKS | {"engine"},
     "measure": CORE | TASKS | {"engine", "official"},
 }
-WITHOUT_DETECTRON2 = CORE | {"classification"}
+WITHOUT_DETECTRON2 = CORE | {"classification", "library"}
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 
@@ -33,7 +34,11 @@ def room(module: str) -> str:
 
 def imported(file: Path, package: str) -> Iterator[str]:
     """Absolute names of all modules that a file imports, wherever in it."""
-    for node in ast.walk(ast.parse(file.read_text())):
+    tree = ast.parse(file.read_text())
+    for block in ast.walk(tree):  # what only type checkers read imports nothing
+        if isinstance(block, ast.If) and ast.unparse(block.test) == "TYPE_CHECKING":
+            block.body = []
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.level == 0:

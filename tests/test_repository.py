@@ -7,11 +7,12 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import yaml
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 README = (REPOSITORY / "README.md").read_text()
 MAKEFILE = (REPOSITORY / "Makefile").read_text()
-PAGES = [REPOSITORY / "README.md", REPOSITORY / "projects/PIIP/README.md"]
+PAGES = [REPOSITORY / "README.md", REPOSITORY / "projects/PIIP/README.md", REPOSITORY / "CONTRIBUTING.md"]
 
 
 def make(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -87,3 +88,52 @@ def test_every_requirement_is_pinned_and_consistent() -> None:
     required = pins("requirements.txt") | pins("requirements-dev.txt")
     assert all("==" in line for line in required)
     assert required <= pins("constraints.txt")
+
+
+def test_versions_agree() -> None:
+    """pyproject.toml, CITATION.cff and the newest entry of CHANGELOG.md name one version."""
+    version = re.search(r'^version = "(.*)"$', (REPOSITORY / "pyproject.toml").read_text(), re.MULTILINE)
+    cited = re.search(r"^version: (.*)$", (REPOSITORY / "CITATION.cff").read_text(), re.MULTILINE)
+    changed = re.search(r"^## (\S+)", (REPOSITORY / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert version and cited and changed
+    assert version[1] == cited[1] == changed[1]
+
+
+def test_hooks_run_the_pinned_linters() -> None:
+    hooks = (REPOSITORY / ".pre-commit-config.yaml").read_text()
+    pins = (REPOSITORY / "requirements-dev.txt").read_text()
+    for tool, repository in (("ruff", "ruff-pre-commit"), ("clang-format", "mirrors-clang-format")):
+        pinned = re.search(rf"^{tool}==(.*)$", pins, re.MULTILINE)
+        hooked = re.search(rf"{repository}\n    rev: v(.*)", hooks)
+        assert pinned and hooked and pinned[1] == hooked[1], tool
+
+
+@pytest.mark.parametrize("workflow", sorted((REPOSITORY / ".github/workflows").glob("*.yml")), ids=str)
+def test_workflows(workflow: Path) -> None:
+    """They parse, and every `make X` they run is a target."""
+    jobs = yaml.safe_load(workflow.read_text())["jobs"]
+    steps = [step for job in jobs.values() for step in job["steps"]]
+    assert all("uses" in step or "run" in step for step in steps)
+    listed = {line.split()[0] for line in make("help").stdout.splitlines()}
+    for step in steps:
+        for target in re.findall(r"\bmake (\S+)", step.get("run", "")):
+            assert target in listed
+
+
+def test_every_dependency_of_the_package_is_pinned_for_development() -> None:
+    """What pyproject.toml asks for, extras included, is what requirements.txt pins."""
+    text = (REPOSITORY / "pyproject.toml").read_text()
+    asked = re.findall(r'^    "([a-z][\w-]*)[^"]*",$', text.partition("[tool.")[0], re.MULTILINE)
+    pinned = re.findall(r"^([a-z][\w-]*)==", (REPOSITORY / "requirements.txt").read_text(), re.MULTILINE)
+    assert set(asked) <= set(pinned)
+
+
+def test_the_licence_is_what_it_is_called() -> None:
+    assert "Apache License" in (REPOSITORY / "LICENSE").read_text()[:300]
+
+
+def test_only_what_users_have_is_referred_to() -> None:
+    """The text this was built from is not part of the project."""
+    name = "SP" + "EC"
+    found = subprocess.run(["git", "grep", "-nw", name], cwd=REPOSITORY, capture_output=True, text=True)
+    assert found.stdout == ""

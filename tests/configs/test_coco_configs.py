@@ -47,7 +47,7 @@ def test_instantiates(path: Path) -> None:
 
 @pytest.mark.parametrize(("models", "sizes"), EXPERIMENTS)
 def test_published_experiment(models: str, sizes: str) -> None:
-    """Branches, windows, drop path, sizes, pixel statistics and recipe of SPEC 1.3, 1.7, 3 and 9."""
+    """Branches, windows, drop path, sizes, pixel statistics and recipe."""
     cfg = load(f"mask_rcnn_piip_{models}_{sizes}_1x")
     piip = cfg.model.backbone.piip
     expected_sizes = [int(size) for size in sizes.split("_")]

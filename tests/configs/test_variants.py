@@ -98,7 +98,7 @@ def test_every_branch_names_its_weights(name: str) -> None:
     ],
 )
 def test_multiscale_recipe(name: str, size: int, lr: float, batch: int, iterations: int) -> None:
-    """DETR's two policies, a crop of the branch's size, padding to 64 (SPEC 1.7, 3.1)."""
+    """DETR's two policies, a crop of the branch's size, padding to 64."""
     cfg = load(name)
     assert (cfg.optimizer.lr, cfg.dataloader.train.total_batch_size, cfg.train.max_iter) == (
         lr,

@@ -67,7 +67,7 @@ def test_images_of_a_batch_do_not_meet() -> None:
 
 
 def test_resize_samples_at_the_exact_step() -> None:
-    """floor(H * scale) rows, sampled 1/scale apart (SPEC 1.2): what resizing to the same size does is
+    """floor(H * scale) rows, sampled 1/scale apart: what resizing to the same size does is
     different.
     """
     piip = tiny_piip((64, 32), (40, 100))

@@ -13,7 +13,7 @@ from piip.interaction import Injector, Interaction, resolve_links
 
 from .models import DIMS, randomise, tiny_piip
 
-# SPEC 2: cost of a link of TSB 1120/896/448 over 12 interactions, in GFLOPs, and the paper's figures (Table
+# Cost of a link of TSB 1120/896/448 over 12 interactions, in GFLOPs, and the paper's figures (Table
 # 11)
 LINK_COST = {(2, 1): 29.38, (1, 2): 12.18, (3, 2): 17.42, (2, 3): 8.12, (3, 1): 33.23, (1, 3): 6.20}
 WITHOUT_INTERACTIONS = 176.03

@@ -63,7 +63,7 @@ def test_padding_is_exact(neck: str, sizes: tuple[int, ...], expected: int) -> N
 
 
 def test_published_padding() -> None:
-    """224, by configuration; 1120/896/448 then leaves branch 2 of a 672 px side with 537 px (SPEC 1.2)."""
+    """224, by configuration; 1120/896/448 then leaves branch 2 of a 672 px side with 537 px."""
     piip = tiny_piip(image_sizes=(448, 896, 1120), branch={"patch_size": 16})
     backbone = piip_backbone(piip, neck="released", out_channels=32, size_divisibility=224)
     assert backbone.padding_constraints == {"size_divisibility": 224, "square_size": 0}

@@ -121,6 +121,17 @@ def test_traceback_on_request(capsys: pytest.CaptureFixture[str]) -> None:
         main(["--traceback"])
 
 
+def test_what_is_not_installed(capsys: pytest.CaptureFixture[str]) -> None:
+    @tool
+    def main(argv: object = None) -> None:
+        raise ModuleNotFoundError("No module named 'detectron2.config'", name="detectron2.config")
+
+    with pytest.raises(SystemExit, match="2"):
+        main([])
+    shown = capsys.readouterr().err
+    assert shown.startswith("error: detectron2.config is not installed: ") and "piip[detection]" in shown
+
+
 def test_mistakes_in_the_program_are_not_hidden() -> None:
     @tool
     def main(argv: object = None) -> None:

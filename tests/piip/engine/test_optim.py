@@ -1,4 +1,4 @@
-"""Layer-wise learning-rate decay and weight decay as published (SPEC 3.2)."""
+"""Layer-wise learning-rate decay and weight decay as published."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_factors(depths: tuple[int, ...]) -> None:
 
 
 def test_layers_of_48_and_32_blocks() -> None:
-    """SPEC 3.2's list of floored layers: 1, 3, 4, 6, 7, 9, ..., 48."""
+    """The list of floored layers: 1, 3, 4, 6, 7, 9, ..., 48."""
     factors = layer_decay_factors(detector((48, 32)), 0.5)
     exponents = [
         round(-torch.tensor(factors[f"backbone.bottom_up.branches.1.blocks.{i}.norm1.weight"]).log2().item())

@@ -1,4 +1,4 @@
-"""Images are resized as for the released detectors: by OpenCV, bilinear, not antialiased (SPEC 1.7)."""
+"""Images are resized as for the released detectors: by OpenCV, bilinear, not antialiased."""
 
 from __future__ import annotations
 

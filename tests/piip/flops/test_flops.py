@@ -64,7 +64,7 @@ def test_published_accounting_reproduces_the_published_figures(row: dict[str, An
 
 
 def test_published_breakdown() -> None:
-    """PIIP-TSB 1120/896/448 in parts (SPEC 5): products and the rest of each branch, interactions, merge."""
+    """PIIP-TSB 1120/896/448 in parts: products and the rest of each branch, interactions, merge."""
     parts = published_cost(build(TSB)).total.parts
     for branch, rest, products in (("1", 67.08, 2.83), ("2", 67.57, 5.66), ("3", 26.78, 4.43)):
         part = parts[f"branch{branch}"]
@@ -79,7 +79,7 @@ def test_published_breakdown() -> None:
     [((2, 1), 29.38), ((1, 2), 12.18), ((3, 2), 17.42), ((2, 3), 8.12), ((3, 1), 33.23), ((1, 3), 6.20)],
 )
 def test_cost_of_a_link(link: tuple[int, int], gflops: float) -> None:
-    """SPEC 2, printed to two decimals."""
+    """As published, printed to two decimals."""
     interactions = published_cost(build(TSB, links=[link])).total.parts["interactions"]
     assert interactions.gflops == pytest.approx(gflops, abs=0.005)
 

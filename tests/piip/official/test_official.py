@@ -49,7 +49,7 @@ def test_key_lists(name: str) -> None:
 
 
 def test_branch4() -> None:
-    """The released four-branch detectors have a second S where their configuration says T (SPEC fact 14)."""
+    """The released four-branch detectors have a second S where their configuration says T."""
     config = key_list("4branch__mask_rcnn_deit_tsbl_1568_1120_672_448_fpn_1x_coco_bs16")["backbone_config"]
     with torch.device("meta"):
         assert build_backbone(config).piip.branches[3].embed_dim == 192

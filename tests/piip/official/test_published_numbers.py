@@ -1,4 +1,4 @@
-"""The model computes what the published code computes, from the same weights (SPEC 12, 13.15)."""
+"""The model computes what the published code computes, from the same weights."""
 
 from __future__ import annotations
 

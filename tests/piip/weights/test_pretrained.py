@@ -1,4 +1,4 @@
-"""Weights of single models in the branches, each conversion against numbers worked out here (SPEC 4.4)."""
+"""Weights of single models in the branches, each conversion against numbers worked out here."""
 
 from __future__ import annotations
 

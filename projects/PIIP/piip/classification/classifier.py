@@ -77,10 +77,34 @@ class PIIPClassifier(nn.Module):
         super().__init__()
         self.piip = piip
         self.head: BranchHeads | MergedHead
-        if piip.merge is None:
-            self.head = BranchHeads(piip.stage_channels(piip.num_stages - 1), num_classes)
+        self.reset_classifier(num_classes)
+
+    @property
+    def num_classes(self) -> int:
+        """Number of logits."""
+        return self.head.num_classes
+
+    def reset_classifier(self, num_classes: int) -> None:
+        """Start the head anew, for other classes."""
+        device = next(self.piip.parameters()).device
+        if self.piip.merge is None:
+            head: nn.Module = BranchHeads(self.piip.stage_channels(self.piip.num_stages - 1), num_classes)
         else:
-            self.head = MergedHead(piip.out_channels, num_classes)
+            head = MergedHead(self.piip.out_channels, num_classes)
+        self.head = cast("BranchHeads | MergedHead", head.to(device))
+
+    def get_classifier(self) -> nn.Module:
+        """The head: a linear layer a branch, or one."""
+        return self.head
+
+    def forward_features(self, x: Tensor) -> Tensor | list[Tensor]:
+        """What the head looks at: the merged map ``(B, C, h, w)``, or each branch's ``(B, h, w, C)``."""
+        return self.piip(x) if self.piip.merge is not None else self.piip.forward_branches(x)
+
+    def forward_head(self, features: Tensor | list[Tensor]) -> Tensor:
+        """From :meth:`forward_features` to logits ``(B, classes)``."""
+        logits: Tensor = self.head(features)
+        return logits
 
     def forward(self, x: Tensor) -> Tensor:
         """From normalised images ``(B, 3, H, W)`` to logits ``(B, classes)``.
@@ -88,5 +112,4 @@ class PIIPClassifier(nn.Module):
         Raises:
             ValueError: a branch's image would be smaller than one patch.
         """
-        logits: Tensor = self.head(self.piip(x) if self.piip.merge else self.piip.forward_branches(x))
-        return logits
+        return self.forward_head(self.forward_features(x))

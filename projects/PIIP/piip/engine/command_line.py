@@ -17,6 +17,14 @@ FAILURE = 2  # the exit status of a mistake in what a tool was given, as argpars
 _EXPECTED = (OSError, ValueError, LookupError, FloatingPointError, ImportError)
 
 
+# What the extra "detection" brings, and Detectron2, which no index has
+_OF_DETECTION = {"cv2", "detectron2", "hydra", "matplotlib", "omegaconf", "pycocotools", "torchvision"}
+_HOW_TO_INSTALL = (
+    "training, evaluation and prediction need pip install 'piip[detection]' and Detectron2, "
+    "which `make setup` builds (README)"
+)
+
+
 def argument_parser(
     parser: argparse.ArgumentParser | None = None, **settings: Any
 ) -> argparse.ArgumentParser:
@@ -28,6 +36,8 @@ def argument_parser(
 
 def user_error(error: BaseException) -> str:
     """An error as one line."""
+    if isinstance(error, ModuleNotFoundError) and (error.name or "").partition(".")[0] in _OF_DETECTION:
+        return f"error: {error.name} is not installed: {_HOW_TO_INSTALL}"
     text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
     return f"error: {' '.join(text.split()) or type(error).__name__}"
 

@@ -1,4 +1,4 @@
-"""Layer-wise learning-rate decay for branches of unequal depth (SPEC 3.2)."""
+"""Layer-wise learning-rate decay for branches of unequal depth."""
 
 from __future__ import annotations
 

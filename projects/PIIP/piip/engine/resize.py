@@ -1,4 +1,4 @@
-"""The image resize of the released detectors (SPEC 1.7)."""
+"""The image resize of the released detectors."""
 
 from __future__ import annotations
 

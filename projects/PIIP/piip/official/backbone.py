@@ -120,7 +120,7 @@ def build_backbone(config: Mapping[str, Any], *, replicate_branch4_bug: bool = F
         config: the published settings, ``type`` one of PIIPTwoBranch, PIIPThreeBranch, PIIPFourBranch,
             vit_models, InternViT6B and ConvNextHFWrapper.
         replicate_branch4_bug: build the fourth branch from the settings of the third, as the published code
-            does (SPEC fact 14); its image size remains its own. False builds what the configuration says.
+            does; its image size remains its own. False builds what the configuration says.
 
     Returns:
         A module from ``(B, 3, H, W)`` to ``{"merged": ..., "f1": ..., "f2": ..., "f3": ..., "f4": ...}``,

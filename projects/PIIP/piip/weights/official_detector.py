@@ -1,4 +1,4 @@
-"""Released Mask R-CNN checkpoints: mmdetection's names and Detectron2's (SPEC 4.3)."""
+"""Released Mask R-CNN checkpoints: mmdetection's names and Detectron2's."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Renames a backbone's tensors, from the published names to ours and back (SPEC 4.2).
+"""Renames a backbone's tensors, from the published names to ours and back.
 
 Shapes are checked on the way. The tables write them with symbols, whose values are read from the tensors
 themselves: a symbol means what most of the tensors that use it say, so the odd one out is the one reported.

@@ -1,4 +1,4 @@
-"""Tables of published tensor names and what they are called here (SPEC 4.2), read in both directions.
+"""Tables of published tensor names and what they are called here, read in both directions.
 
 Shapes are written with symbols, such as ``D`` for the width of a branch;
 :mod:`piip.weights.official_keys` says what they stand for where.

@@ -1,4 +1,4 @@
-"""Weights of single models for the branches: published files become what a branch loads (SPEC 4.4)."""
+"""Weights of single models for the branches: published files become what a branch loads."""
 
 from __future__ import annotations
 

@@ -1,0 +1,1 @@
+"""Models by name, for those who start from Python rather than from a config."""
