@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ..classification.official import build_classifier
+    from ..detection.dino.official import build_dino
     from ..weights.official_classifier import convert_classifier, to_official_classifier
     from ..weights.official_detector import convert_detector, is_official, to_official_detector
+    from ..weights.official_dino import convert_dino, to_official_dino
     from ..weights.official_keys import convert_backbone, to_official_backbone
     from .backbone import build_backbone, build_branch
 
@@ -21,11 +23,14 @@ _ROOMS = {
     "build_branch": "piip.official.backbone",
     "build_classifier": "piip.classification.official",
     "convert_backbone": "piip.weights.official_keys",
+    "build_dino": "piip.detection.dino.official",
     "convert_classifier": "piip.weights.official_classifier",
+    "convert_dino": "piip.weights.official_dino",
     "convert_detector": "piip.weights.official_detector",
     "is_official": "piip.weights.official_detector",
     "to_official_backbone": "piip.weights.official_keys",
     "to_official_classifier": "piip.weights.official_classifier",
+    "to_official_dino": "piip.weights.official_dino",
     "to_official_detector": "piip.weights.official_detector",
 }
 
@@ -33,13 +38,16 @@ __all__ = [
     "build_backbone",
     "build_branch",
     "build_classifier",
+    "build_dino",
     "convert_backbone",
     "convert_classifier",
     "convert_detector",
+    "convert_dino",
     "is_official",
     "to_official_backbone",
     "to_official_classifier",
     "to_official_detector",
+    "to_official_dino",
 ]
 
 

@@ -1,0 +1,42 @@
+"""Boxes as DINO writes them: centre and size as fractions of the image, and their logits."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+__all__ = ["box_iou_terms", "inverse_sigmoid", "to_centre", "to_corners"]
+
+_EPS = 1e-3  # of every inverse sigmoid in DINO
+_AREA_EPS = 1e-6
+
+
+def inverse_sigmoid(x: Tensor) -> Tensor:
+    """Logits of fractions, clamped to those of 0.001 and 0.999; gradients end where the clamp acts."""
+    x = x.clamp(0, 1)
+    return (x.clamp(min=_EPS) / (1 - x).clamp(min=_EPS)).log()
+
+
+def to_corners(boxes: Tensor) -> Tensor:
+    """``(..., 4)`` of (cx, cy, w, h) to (x1, y1, x2, y2)."""
+    centre, half = boxes[..., :2], boxes[..., 2:] / 2
+    return torch.cat([centre - half, centre + half], dim=-1)
+
+
+def to_centre(boxes: Tensor) -> Tensor:
+    """``(..., 4)`` of (x1, y1, x2, y2) to (cx, cy, w, h)."""
+    low, high = boxes[..., :2], boxes[..., 2:]
+    return torch.cat([(low + high) / 2, high - low], dim=-1)
+
+
+def box_iou_terms(a: Tensor, b: Tensor) -> Tensor:
+    """Generalised intersection over union of boxes (x1, y1, x2, y2), broadcast over the leading axes.
+
+    Areas below 1e-6 are taken for that.
+    """
+    overlap = (torch.minimum(a[..., 2:], b[..., 2:]) - torch.maximum(a[..., :2], b[..., :2])).clamp(min=0)
+    hull = (torch.maximum(a[..., 2:], b[..., 2:]) - torch.minimum(a[..., :2], b[..., :2])).clamp(min=0)
+    intersection = overlap.prod(-1)
+    union = (a[..., 2:] - a[..., :2]).prod(-1) + (b[..., 2:] - b[..., :2]).prod(-1) - intersection
+    union, enclosing = union.clamp(min=_AREA_EPS), hull.prod(-1).clamp(min=_AREA_EPS)
+    return intersection / union - (enclosing - union) / enclosing

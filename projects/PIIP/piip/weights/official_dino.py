@@ -1,0 +1,90 @@
+"""Released DINO heads: the published names of tensors and ours."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from .tensor_file import check_values
+
+__all__ = ["convert_dino", "is_official_dino", "to_official_dino"]
+
+_HEAD = "bbox_head."
+_TRANSFORMER = f"{_HEAD}transformer."
+_RULES = (  # published, ours; # is a number
+    ("neck.convs.#.conv.", "neck.convs.#.conv."),
+    ("neck.convs.#.gn.", "neck.convs.#.norm."),
+    ("neck.extra_convs.#.conv.", "neck.extra_convs.#.conv."),
+    ("neck.extra_convs.#.gn.", "neck.extra_convs.#.norm."),
+    (f"{_TRANSFORMER}level_embeds", "level_embeds"),
+    (f"{_TRANSFORMER}enc_output.", "enc_output."),
+    (f"{_TRANSFORMER}enc_output_norm.", "enc_output_norm."),
+    (f"{_TRANSFORMER}query_embed.", "query_embed."),
+    (f"{_TRANSFORMER}encoder.layers.#.attentions.0.", "encoder.layers.#.attention."),
+    (f"{_TRANSFORMER}encoder.layers.#.ffns.0.layers.0.0.", "encoder.layers.#.ffn.0."),
+    (f"{_TRANSFORMER}encoder.layers.#.ffns.0.layers.1.", "encoder.layers.#.ffn.2."),
+    (f"{_TRANSFORMER}encoder.layers.#.norms.#.", "encoder.layers.#.norms.#."),
+    (f"{_TRANSFORMER}decoder.layers.#.attentions.0.attn.", "decoder.layers.#.self_attention."),
+    (f"{_TRANSFORMER}decoder.layers.#.attentions.1.", "decoder.layers.#.cross_attention."),
+    (f"{_TRANSFORMER}decoder.layers.#.ffns.0.layers.0.0.", "decoder.layers.#.ffn.0."),
+    (f"{_TRANSFORMER}decoder.layers.#.ffns.0.layers.1.", "decoder.layers.#.ffn.2."),
+    (f"{_TRANSFORMER}decoder.layers.#.norms.#.", "decoder.layers.#.norms.#."),
+    (f"{_TRANSFORMER}decoder.ref_point_head.#.", "decoder.position.#."),
+    (f"{_TRANSFORMER}decoder.norm.", "decoder.norm."),
+    (f"{_HEAD}cls_branches.#.", "class_branches.#."),
+    (f"{_HEAD}reg_branches.#.#.", "box_branches.#.#."),
+    (f"{_HEAD}label_embedding.", "label_embedding."),
+)
+
+
+def _rename(key: str, rules: tuple[tuple[str, str], ...]) -> str | None:
+    for source, target in rules:
+        pattern = re.escape(source).replace(r"\#", "#").replace("#", r"(\d+)")
+        if match := re.match(pattern, key):
+            for number in match.groups():
+                target = target.replace("#", number, 1)
+            return target + key[match.end() :]
+    return None
+
+
+_BACK = tuple((ours, published) for published, ours in _RULES)
+
+
+def is_official_dino(state: Mapping[str, object]) -> bool:
+    """Whether names are those of a published DINO."""
+    return any(str(key).startswith(_TRANSFORMER) for key in state)
+
+
+def convert_dino(state: Mapping[str, Tensor], origin: object = "the checkpoint") -> dict[str, Tensor]:
+    """Rename the tensors of a published DINO's neck and head to those of :func:`piip.official.build_dino`.
+
+    Args:
+        state: published key, beginning with ``neck.`` or ``bbox_head.`` -> tensor, passed on, not copied.
+        origin: what to call the source in errors.
+
+    Raises:
+        ValueError: naming every key that is not known, or the first tensor that is not finite.
+    """
+    return _renamed(state, _RULES, f"{origin} is no DINO head of the release", origin)
+
+
+def to_official_dino(state: Mapping[str, Tensor], origin: object = "the checkpoint") -> dict[str, Tensor]:
+    """Undo :func:`convert_dino`.
+
+    Raises:
+        ValueError: naming every tensor for which there is no published name.
+    """
+    return _renamed(state, _BACK, f"{origin} has no published form", origin)
+
+
+def _renamed(
+    state: Mapping[str, Tensor], rules: tuple[tuple[str, str], ...], problem: str, origin: object
+) -> dict[str, Tensor]:
+    names = {key: _rename(key, rules) for key in state}
+    if unknown := [key for key, name in names.items() if name is None]:
+        raise ValueError(f"{problem}, {len(unknown)} keys are unknown: {', '.join(unknown)}")
+    renamed = {name: state[key] for key, name in names.items() if name is not None}
+    check_values(renamed, origin)
+    return renamed
