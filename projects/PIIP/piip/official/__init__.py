@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ..classification.official import build_classifier
     from ..detection.dino.official import build_dino
+    from ..segmentation.official import build_segmentation_heads
     from ..weights.official_classifier import convert_classifier, to_official_classifier
     from ..weights.official_detector import convert_detector, is_official, to_official_detector
     from ..weights.official_dino import convert_dino, to_official_dino
@@ -22,6 +23,7 @@ _ROOMS = {
     "build_backbone": "piip.official.backbone",
     "build_branch": "piip.official.backbone",
     "build_classifier": "piip.classification.official",
+    "build_segmentation_heads": "piip.segmentation.official",
     "convert_backbone": "piip.weights.official_keys",
     "build_dino": "piip.detection.dino.official",
     "convert_classifier": "piip.weights.official_classifier",
@@ -39,6 +41,7 @@ __all__ = [
     "build_branch",
     "build_classifier",
     "build_dino",
+    "build_segmentation_heads",
     "convert_backbone",
     "convert_classifier",
     "convert_detector",
