@@ -270,7 +270,7 @@ class PIIP(nn.Module):
     def forward_stages(self, x: Tensor) -> Iterator[list[Tensor]]:
         """The branches' maps after each stage, each ``(B, h, w, C)``, from ``(B, 3, H, W)``."""
         maps = self.embed(self.image_pyramid(x))
-        tokens = [branch.class_token(len(x)) for branch in self.branches]
+        tokens = [branch.class_token(x.shape[0]) for branch in self.branches]
         for stage in range(self.num_stages):
             maps, tokens = self.run_stage(stage, maps, tokens)
             yield maps

@@ -48,16 +48,19 @@ def build(config: str, **options: str) -> nn.Module:
 
 
 def test_heads_in_closed_form() -> None:
-    """The quick detector: 48 channels, pooling to 7x7, pyramid of 32, 16 and 8 cells a side."""
+    """The quick detector: 48 channels, boxes pooled to 7x7, masks to 14x14, a pyramid of 32 and 16 cells.
+
+    One regressor and one mask serve all classes.
+    """
     detector = build(QUICK)
     parts = detector_cost(detector).total.parts
-    channels, anchors = 48, 2
-    proposal = (32**2 + 16**2 + 8**2) * channels * (9 * channels + 5 * anchors)
+    channels, anchors = 48, 3
+    proposal = (32**2 + 16**2) * channels * (9 * channels + 5 * anchors)
     assert parts["proposal_head"].macs == proposal
     classes = detector.roi_heads.num_classes
-    box = 49 * 9 * channels**2 + 49 * channels * 128 + 128 * (classes + 1 + 4 * classes)
+    box = 49 * 9 * channels**2 + 49 * channels * 128 + 128 * (classes + 1 + 4)
     assert parts["box_head"].macs == detector.proposal_generator.post_nms_topk[False] * box
-    mask = 49 * 2 * 9 * channels**2 + 49 * 4 * channels**2 + 196 * channels * classes
+    mask = 196 * 2 * 9 * channels**2 + 196 * 4 * channels**2 + 784 * channels
     assert parts["mask_head"].macs == 100 * mask
     assert list(parts)[-5:] == ["merge", "neck", "proposal_head", "box_head", "mask_head"]
 
@@ -125,7 +128,7 @@ def test_input_size_and_formats(capsys: pytest.CaptureFixture[str]) -> None:
         (("--resolutions", "128/96/60"), "resolution 60 is no multiple of the patch of 8 px"),
         (("--resolutions", "128x96x64"), "resolutions '128x96x64' are not sizes"),
         (("--branches", "tsx"), "branches 'tsx' are not models"),
-        (("--input-size", "100", "128"), "input size 100 x 128 is not a multiple of the patch of 8 px"),
+        (("--input-size", "102", "128"), "input size 102 x 128 is not a multiple of the patch of 4 px"),
         (("--accounting", "exact"), "unknown accounting 'exact': expected 'actual' or 'published'"),
         (("model.backbone.piip.num_interactions=4",), "cannot cut 3 blocks into 4 stages"),
         (("model.=3",), "'model.=3' cannot be applied"),

@@ -174,9 +174,9 @@ class SegmentationHeads(nn.Module):
         labels = labels.squeeze(1).long() if labels.ndim == 4 else labels.long()
         classes = self.decode_head.conv_seg.out_channels
         if bool(((labels != IGNORED) & ((labels < 0) | (labels >= classes))).any()):
+            low, high = labels.min(), labels[labels != IGNORED].max()
             raise ValueError(
-                f"labels hold {labels[labels != IGNORED].max()} and {labels.min()}: expected 0 to {classes - 1}, "
-                f"or {IGNORED} for ignored pixels"
+                f"labels hold {high} and {low}: expected 0 to {classes - 1}, or {IGNORED} for ignored pixels"
             )
         main, auxiliary = self(maps)
         return Losses(
