@@ -12,7 +12,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 PACKAGE = REPOSITORY / "projects/PIIP/piip"
 
 CORE = {"core", "branches", "weights", "flops"}
-TASKS = {"detection", "classification", "segmentation"}
+TASKS = {"detection", "classification", "segmentation", "multimodal"}
 MAY_IMPORT = {  # room -> rooms of piip that it may import; itself goes without saying
     **dict.fromkeys(CORE, CORE),
     "engine": CORE,
@@ -22,7 +22,7 @@ MAY_IMPORT = {  # room -> rooms of piip that it may import; itself goes without 
     "quick": CORE | TASKS | {"engine"},
     "measure": CORE | TASKS | {"engine", "official"},
 }
-WITHOUT_DETECTRON2 = CORE | {"classification", "library", "segmentation"}
+WITHOUT_DETECTRON2 = CORE | {"classification", "library", "segmentation", "multimodal"}
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 

@@ -12,11 +12,18 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ..classification.official import build_classifier
     from ..detection.dino.official import build_dino
+    from ..multimodal.official import build_projector, build_tower
     from ..segmentation.official import build_segmentation_heads
     from ..weights.official_classifier import convert_classifier, to_official_classifier
     from ..weights.official_detector import convert_detector, is_official, to_official_detector
     from ..weights.official_dino import convert_dino, to_official_dino
     from ..weights.official_keys import convert_backbone, to_official_backbone
+    from ..weights.official_llava import (
+        convert_projector,
+        convert_tower,
+        to_official_projector,
+        to_official_tower,
+    )
     from .backbone import build_backbone, build_branch
 
 _ROOMS = {
@@ -24,15 +31,21 @@ _ROOMS = {
     "build_branch": "piip.official.backbone",
     "build_classifier": "piip.classification.official",
     "build_segmentation_heads": "piip.segmentation.official",
+    "build_projector": "piip.multimodal.official",
+    "build_tower": "piip.multimodal.official",
     "convert_backbone": "piip.weights.official_keys",
     "build_dino": "piip.detection.dino.official",
     "convert_classifier": "piip.weights.official_classifier",
     "convert_dino": "piip.weights.official_dino",
     "convert_detector": "piip.weights.official_detector",
+    "convert_projector": "piip.weights.official_llava",
+    "convert_tower": "piip.weights.official_llava",
     "is_official": "piip.weights.official_detector",
     "to_official_backbone": "piip.weights.official_keys",
     "to_official_classifier": "piip.weights.official_classifier",
     "to_official_dino": "piip.weights.official_dino",
+    "to_official_projector": "piip.weights.official_llava",
+    "to_official_tower": "piip.weights.official_llava",
     "to_official_detector": "piip.weights.official_detector",
 }
 
@@ -41,16 +54,22 @@ __all__ = [
     "build_branch",
     "build_classifier",
     "build_dino",
+    "build_projector",
     "build_segmentation_heads",
+    "build_tower",
     "convert_backbone",
     "convert_classifier",
     "convert_detector",
     "convert_dino",
+    "convert_projector",
+    "convert_tower",
     "is_official",
     "to_official_backbone",
     "to_official_classifier",
     "to_official_detector",
     "to_official_dino",
+    "to_official_projector",
+    "to_official_tower",
 ]
 
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 
 from torch import Tensor
 
-from .tensor_file import check_values
+from .renaming import invert, rename_all
 
 __all__ = ["convert_dino", "is_official_dino", "to_official_dino"]
 
@@ -39,19 +38,6 @@ _RULES = (  # published, ours; # is a number
 )
 
 
-def _rename(key: str, rules: tuple[tuple[str, str], ...]) -> str | None:
-    for source, target in rules:
-        pattern = re.escape(source).replace(r"\#", "#").replace("#", r"(\d+)")
-        if match := re.match(pattern, key):
-            for number in match.groups():
-                target = target.replace("#", number, 1)
-            return target + key[match.end() :]
-    return None
-
-
-_BACK = tuple((ours, published) for published, ours in _RULES)
-
-
 def is_official_dino(state: Mapping[str, object]) -> bool:
     """Whether names are those of a published DINO."""
     return any(str(key).startswith(_TRANSFORMER) for key in state)
@@ -67,7 +53,7 @@ def convert_dino(state: Mapping[str, Tensor], origin: object = "the checkpoint")
     Raises:
         ValueError: naming every key that is not known, or the first tensor that is not finite.
     """
-    return _renamed(state, _RULES, f"{origin} is no DINO head of the release", origin)
+    return rename_all(state, _RULES, f"{origin} is no DINO head of the release", origin)
 
 
 def to_official_dino(state: Mapping[str, Tensor], origin: object = "the checkpoint") -> dict[str, Tensor]:
@@ -76,15 +62,4 @@ def to_official_dino(state: Mapping[str, Tensor], origin: object = "the checkpoi
     Raises:
         ValueError: naming every tensor for which there is no published name.
     """
-    return _renamed(state, _BACK, f"{origin} has no published form", origin)
-
-
-def _renamed(
-    state: Mapping[str, Tensor], rules: tuple[tuple[str, str], ...], problem: str, origin: object
-) -> dict[str, Tensor]:
-    names = {key: _rename(key, rules) for key in state}
-    if unknown := [key for key, name in names.items() if name is None]:
-        raise ValueError(f"{problem}, {len(unknown)} keys are unknown: {', '.join(unknown)}")
-    renamed = {name: state[key] for key, name in names.items() if name is not None}
-    check_values(renamed, origin)
-    return renamed
+    return rename_all(state, invert(_RULES), f"{origin} has no published form", origin)

@@ -1,0 +1,1 @@
+"""PIIP as the eyes of a language model."""

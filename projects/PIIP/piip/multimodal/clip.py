@@ -1,0 +1,151 @@
+"""CLIP's vision transformer as a branch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..branches.base import Branch
+from ..numerics import at_least_float32
+
+__all__ = ["ACTIVATIONS", "CLIPBranch"]
+
+
+def _quick_gelu(x: Tensor) -> Tensor:
+    return x * torch.sigmoid(1.702 * x)
+
+
+def _gelu_tanh(x: Tensor) -> Tensor:
+    return F.gelu(x, approximate="tanh")
+
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "quick_gelu": _quick_gelu,
+    "gelu": F.gelu,
+    "gelu_new": _gelu_tanh,
+    "gelu_pytorch_tanh": _gelu_tanh,
+    "relu": F.relu,
+    "silu": F.silu,
+}
+"""By the names of Hugging Face's configurations."""
+
+
+class _Attention(nn.Module):
+    def __init__(self, dim: int, num_heads: int) -> None:
+        super().__init__()
+        if dim % num_heads:
+            raise ValueError(f"{dim} channels cannot be split into {num_heads} heads: choose a divisor")
+        self.num_heads = num_heads
+        self.q_proj, self.k_proj, self.v_proj, self.out_proj = (nn.Linear(dim, dim) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (
+            layer(x)
+            .flatten(1, 2)
+            .unflatten(2, (self.num_heads, -1))
+            .transpose(1, 2)  # (B, heads, h*w, C/heads)
+            for layer in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        seen = F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
+        out: Tensor = self.out_proj(seen.reshape(x.shape))
+        return out
+
+
+class _MLP(nn.Module):
+    def __init__(self, dim: int, hidden_dim: int, activation: str) -> None:
+        super().__init__()
+        self.activation = ACTIVATIONS[activation]
+        self.fc1, self.fc2 = nn.Linear(dim, hidden_dim), nn.Linear(hidden_dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.fc2(self.activation(self.fc1(x)))
+        return out
+
+
+class _Layer(nn.Module):
+    """A layer of CLIP on a map ``(B, h, w, C)``; attention is over the whole map."""
+
+    def __init__(self, dim: int, hidden_dim: int, num_heads: int, eps: float, activation: str) -> None:
+        super().__init__()
+        self.self_attn = _Attention(dim, num_heads)
+        self.layer_norm1 = nn.LayerNorm(dim, eps=eps)
+        self.mlp = _MLP(dim, hidden_dim, activation)
+        self.layer_norm2 = nn.LayerNorm(dim, eps=eps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.self_attn(self.layer_norm1(x))
+        return x + self.mlp(self.layer_norm2(x))
+
+
+class CLIPBranch(Branch):
+    """CLIP's image encoder, stepped layer by layer, without its last norm.
+
+    Its class token attends along and takes no part in interactions. Positions are resized bicubically at each
+    forward pass, but for the class token's own.
+
+    Args:
+        hidden_size, intermediate_size, num_layers, num_heads: the usual sizes.
+        image_size: side in pixels of the images it was trained on.
+        patch_size: side of a patch in pixels.
+        hidden_act: activation, by its name in Hugging Face's configurations.
+        layer_norm_eps: of all norms.
+        use_class_token: False drops the class token after the embedding.
+    """
+
+    def __init__(
+        self,
+        *,
+        hidden_size: int,
+        intermediate_size: int,
+        num_layers: int,
+        num_heads: int,
+        image_size: int,
+        patch_size: int = 16,
+        hidden_act: str = "quick_gelu",
+        layer_norm_eps: float = 1e-5,
+        use_class_token: bool = True,
+    ) -> None:
+        super().__init__()
+        if hidden_act not in ACTIVATIONS:
+            raise ValueError(f"unknown activation '{hidden_act}': expected one of {', '.join(ACTIVATIONS)}")
+        self.hidden_size, self._patch_size, self.use_class_token = hidden_size, patch_size, use_class_token
+        self.grid = image_size // patch_size
+        self.class_embedding = nn.Parameter(torch.randn(hidden_size) * hidden_size**-0.5)
+        self.patch_embedding = nn.Conv2d(3, hidden_size, patch_size, stride=patch_size, bias=False)
+        self.position_embedding = nn.Embedding(1 + self.grid**2, hidden_size)
+        nn.init.normal_(self.position_embedding.weight, std=0.02)
+        self.pre_layrnorm = nn.LayerNorm(hidden_size, eps=layer_norm_eps)  # as CLIP's checkpoints spell it
+        self.blocks = nn.ModuleList(
+            _Layer(hidden_size, intermediate_size, num_heads, layer_norm_eps, hidden_act)
+            for _ in range(num_layers)
+        )
+        # in every checkpoint, and used by nothing: kept so that they fit, frozen
+        self.post_layernorm = nn.LayerNorm(hidden_size, eps=layer_norm_eps).requires_grad_(False)
+
+    @property
+    def patch_size(self) -> int:
+        return self._patch_size
+
+    def channels(self, block: int) -> int:
+        return self.hidden_size
+
+    def stride(self, block: int) -> int:
+        return self._patch_size
+
+    def class_token(self, batch: int) -> Tensor | None:
+        if not self.use_class_token:
+            return None
+        token = self.pre_layrnorm(self.class_embedding + self.position_embedding.weight[0])
+        return token.expand(batch, 1, -1)
+
+    def embed(self, image: Tensor) -> Tensor:
+        x = self.patch_embedding(image)  # (B, C, h, w)
+        table = self.position_embedding.weight[1:].unflatten(0, (self.grid, self.grid)).permute(2, 0, 1)
+        positions = F.interpolate(
+            at_least_float32(table)[None], size=x.shape[2:], mode="bicubic", align_corners=False
+        )
+        tokens: Tensor = self.pre_layrnorm((x + positions.to(x.dtype)).permute(0, 2, 3, 1))
+        return tokens

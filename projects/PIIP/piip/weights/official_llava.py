@@ -1,0 +1,106 @@
+"""Released PIIP-LLaVA towers and projectors: the published names of tensors and ours."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from .renaming import Pair, invert, rename_all
+
+__all__ = ["convert_projector", "convert_tower", "to_official_projector", "to_official_tower"]
+
+
+def _branch(number: int) -> tuple[Pair, ...]:
+    theirs, ours = f"branch{number}.clip_model.", f"piip.branches.{number - 1}."
+    convnext = f"branch{number}.convnext_model."
+    return (
+        (f"{theirs}embeddings.", ours),
+        (f"{theirs}pre_layrnorm.", f"{ours}pre_layrnorm."),
+        (f"{theirs}post_layernorm.", f"{ours}post_layernorm."),
+        (f"{theirs}encoder.layers.#.", f"{ours}blocks.#."),
+        (f"{convnext}stem.", f"{ours}stem."),
+        (f"{convnext}stages.#.blocks.#.weight", f"{ours}stages.#.blocks.#.gamma"),
+        (f"{convnext}stages.", f"{ours}stages."),
+        (f"{convnext}head.norm.", f"{ours}norm."),
+        (f"{convnext}head.pre_logits.fc.", "pre_logits."),
+    )
+
+
+def _direction(theirs: str, ours: str) -> tuple[Pair, ...]:
+    unit = "interactions.#.interaction_units_12."
+    own = f"piip.interactions.#.units.1_2.{ours}."
+    return (
+        (f"{unit}{theirs}_proj.", f"{own}proj."),
+        (f"{unit}{theirs}_injector.ca_weight", f"{own}ca_gamma"),
+        (f"{unit}{theirs}_injector.cffn_weight", f"{own}cffn_gamma"),
+        (f"{unit}{theirs}_injector.ffn.dwconv.dwconv.", f"{own}ffn.dwconv."),
+        (f"{unit}{theirs}_injector.", own),
+    )
+
+
+_TOWER = (
+    *_direction("branch2to1", "large_to_small"),
+    *_direction("branch1to2", "small_to_large"),
+    *_branch(1),
+    *_branch(2),
+)
+
+
+def _specific_first(pairs: tuple[Pair, ...]) -> tuple[Pair, ...]:
+    """Longer beginnings before shorter ones that they begin with."""
+    return tuple(sorted(pairs, key=lambda pair: -len(pair[0])))
+
+
+# CLIP's embeddings have three names without one beginning of their own on our side
+_EMBEDDINGS = ("class_embedding", "patch_embedding.", "position_embedding.")
+_BACK = _specific_first(
+    (
+        *(pair for pair in invert(_TOWER) if not pair[1].endswith("clip_model.embeddings.")),
+        *(
+            (f"piip.branches.{j - 1}.{name}", f"branch{j}.clip_model.embeddings.{name}")
+            for j in (1, 2)
+            for name in _EMBEDDINGS
+        ),
+        ("pre_logits.", "branch2.convnext_model.head.pre_logits.fc."),
+    )
+)
+_PROJECTOR = (("branch#.", "branch#."),)
+
+
+def convert_tower(state: Mapping[str, Tensor], origin: object = "the checkpoint") -> dict[str, Tensor]:
+    """Rename a published tower's tensors to those of :func:`piip.official.build_tower`.
+
+    Args:
+        state: published key, without ``model.vision_tower.vision_tower.`` -> tensor, passed on, not copied.
+        origin: what to call the source in errors.
+
+    Raises:
+        ValueError: naming every key that is not known, or the first tensor that is not finite.
+    """
+    return rename_all(state, _specific_first(_TOWER), f"{origin} is no PIIP-LLaVA tower", origin)
+
+
+def to_official_tower(state: Mapping[str, Tensor], origin: object = "the checkpoint") -> dict[str, Tensor]:
+    """Undo :func:`convert_tower`.
+
+    Raises:
+        ValueError: naming every tensor for which there is no published name.
+    """
+    return rename_all(state, _BACK, f"{origin} has no published form", origin)
+
+
+def convert_projector(state: Mapping[str, Tensor], origin: object = "the checkpoint") -> dict[str, Tensor]:
+    """Check that tensors are those of a published projector, whose names are ours.
+
+    Args:
+        state: published key, without ``model.mm_projector.`` -> tensor.
+        origin: what to call the source in errors.
+
+    Raises:
+        ValueError: naming every key that is not known, or the first tensor that is not finite.
+    """
+    return rename_all(state, _PROJECTOR, f"{origin} is no PIIP-LLaVA projector", origin)
+
+
+to_official_projector = convert_projector
