@@ -102,6 +102,10 @@ def test_released_key_lists_load_whole(
     }
     model = {
         "backbone": {
+            "interact_attn_type": "deform",
+            "deform_num_heads": 16,
+            "deform_ratio": 0.5,
+            "with_cffn": True,
             "branch1": first,
             "branch2": {
                 "model_type": kind,

@@ -7,8 +7,7 @@ from typing import Any
 
 from ..backbone import PIIP
 from ..branches import ViTBranch
-from ..interaction import InteractionConfig
-from ..weights.official_config import ATTENTION, stages, windows
+from ..weights.official_config import interaction, stages, windows
 from .classifier import PIIPClassifier
 
 __all__ = ["build_classifier"]
@@ -49,26 +48,13 @@ def build_classifier(config: Mapping[str, Any]) -> PIIPClassifier:
     Raises:
         ValueError: a setting is not known, or a class token is asked for where windows are.
     """
-    kind = config.get("interact_attn_type", "normal")
-    if kind not in ATTENTION:
-        raise ValueError(f"unknown interact_attn_type {kind!r}: expected one of {list(ATTENTION)}")
     settings = [config[f"branch{number}"] for number in (1, 2, 3)]
     separate = config.get("separate_head", False)
     piip = PIIP(
         [_branch(setting) for setting in settings],
         [setting["img_size"] for setting in settings],
         stages=[stages(setting) for setting in settings],
-        interaction=InteractionConfig(
-            attention=ATTENTION[kind],
-            num_heads=config.get("deform_num_heads", 6),
-            num_points=config.get("n_points", 4),
-            deform_ratio=config.get("deform_ratio", 1.0),
-            ffn=config.get("with_cffn", False),
-            ffn_ratio=config.get("cffn_ratio", 0.25),
-            drop_path_rate=config.get("interaction_drop_path_rate", 0.3),
-            projection=config.get("interaction_proj", True),
-            norm=config.get("norm_layer", "ln") != "none",
-        ),
+        interaction=interaction(config),
         merge=None if separate else "linear",
         grad_checkpointing=bool(settings[0].get("with_cp", False)),
     )

@@ -7,8 +7,7 @@ from typing import Any
 
 from ..backbone import PIIP
 from ..branches import Branch, ConvNeXtBranch
-from ..interaction import InteractionConfig
-from ..weights.official_config import ATTENTION, stages
+from ..weights.official_config import interaction, stages
 from .clip import CLIPBranch
 from .tower import PIIPTower, TwoBranchProjector
 
@@ -72,24 +71,11 @@ def build_tower(
     config = model["backbone"]
     given = branch_models or {}
     settings = [config["branch1"], config["branch2"]]
-    kind = config.get("interact_attn_type", "deform")
-    if kind not in ATTENTION:
-        raise ValueError(f"unknown interact_attn_type {kind!r}: expected one of {list(ATTENTION)}")
     piip = PIIP(
         [_branch(setting, given.get(f"branch{j}")) for j, setting in enumerate(settings, start=1)],
         [setting["img_size"] for setting in settings],
         stages=[stages(setting) for setting in settings],
-        interaction=InteractionConfig(
-            attention=ATTENTION[kind],
-            num_heads=config.get("deform_num_heads", 16),
-            num_points=config.get("n_points", 4),
-            deform_ratio=config.get("deform_ratio", 0.5),
-            ffn=config.get("with_cffn", True),
-            ffn_ratio=config.get("cffn_ratio", 0.25),
-            drop_path_rate=config.get("interaction_drop_path_rate", 0.4),
-            projection=config.get("interaction_proj", True),
-            norm=config.get("norm_layer", "ln") != "none",
-        ),
+        interaction=interaction(config),
         merge=None,
     )
     with_mlp = str(settings[1].get("pretrained")).startswith("convnext_large_mlp")

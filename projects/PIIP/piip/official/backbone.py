@@ -7,9 +7,8 @@ from typing import Any
 
 from ..backbone import PIIP
 from ..branches import BEiTBranch, Branch, ConvNeXtBranch, UniPerceiverBranch, ViTBranch
-from ..interaction import InteractionConfig
 from ..neck import PyramidBackbone, published_pyramid
-from ..weights.official_config import ATTENTION, stages, windows
+from ..weights.official_config import interaction, stages, windows
 
 __all__ = ["build_backbone", "build_branch"]
 
@@ -134,9 +133,6 @@ def build_backbone(config: Mapping[str, Any], *, replicate_branch4_bug: bool = F
         return _build_single(config)
     if kind not in _NUM_BRANCHES:
         raise ValueError(f"unknown backbone type {kind!r}: expected one of {[*_NUM_BRANCHES, *_SINGLE]}")
-    attention = config.get("interact_attn_type", "normal")
-    if attention not in ATTENTION:
-        raise ValueError(f"unknown interact_attn_type {attention!r}: expected one of {list(ATTENTION)}")
     count = _NUM_BRANCHES[kind]
     settings: list[Mapping[str, Any]] = [config[f"branch{j}"] for j in range(1, count + 1)]
     models = list(settings)
@@ -148,17 +144,7 @@ def build_backbone(config: Mapping[str, Any], *, replicate_branch4_bug: bool = F
         [build_branch(model) for model in models],
         [setting["real_size"] for setting in settings],
         stages=[stages(setting) for setting in settings],
-        interaction=InteractionConfig(
-            attention=ATTENTION[attention],
-            num_heads=config.get("deform_num_heads", 6),
-            num_points=config.get("n_points", 4),
-            deform_ratio=config.get("deform_ratio", 1.0),
-            ffn=config.get("with_cffn", False),
-            ffn_ratio=config.get("cffn_ratio", 0.25),
-            drop_path_rate=config.get("interaction_drop_path_rate", 0.3),
-            projection=config.get("interaction_proj", True),
-            norm=config.get("norm_layer") != "none",
-        ),
+        interaction=interaction(config),
         merge="conv" if with_simple_fpn else "single_conv",
         tap_stages=() if with_simple_fpn else config["out_interaction_indexes"],
     )

@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from ..backbone import Stage
+from ..interaction import InteractionConfig
 
-__all__ = ["ATTENTION", "stages", "windows"]
+__all__ = ["interaction", "stages", "windows"]
 
-ATTENTION: dict[str, Literal["deformable", "regular"]] = {"deform": "deformable", "normal": "regular"}
-"""Published kinds of attention between branches, and ours."""
+_ATTENTION: dict[str, Literal["deformable", "regular"]] = {"deform": "deformable", "normal": "regular"}
 
 
 def windows(config: Mapping[str, Any]) -> list[int | None]:
@@ -32,3 +32,25 @@ def windows(config: Mapping[str, Any]) -> list[int | None]:
 def stages(config: Mapping[str, Any]) -> list[Stage]:
     """First and last block of each stage."""
     return [(ranges[0], ranges[-1]) for ranges in config["interaction_indexes"]]
+
+
+def interaction(config: Mapping[str, Any]) -> InteractionConfig:
+    """What the interactions are made of; settings that are absent have the published constructor's defaults.
+
+    Raises:
+        ValueError: an attention that is not known.
+    """
+    attention = config.get("interact_attn_type", "normal")
+    if attention not in _ATTENTION:
+        raise ValueError(f"unknown interact_attn_type {attention!r}: expected one of {list(_ATTENTION)}")
+    return InteractionConfig(
+        attention=_ATTENTION[attention],
+        num_heads=config.get("deform_num_heads", 6),
+        num_points=config.get("n_points", 4),
+        deform_ratio=config.get("deform_ratio", 1.0),
+        ffn=config.get("with_cffn", False),
+        ffn_ratio=config.get("cffn_ratio", 0.25),
+        drop_path_rate=config.get("interaction_drop_path_rate", 0.3),
+        projection=config.get("interaction_proj", True),
+        norm=config.get("norm_layer", "ln") != "none",
+    )
