@@ -7,8 +7,15 @@ TORCH_CUDA_ARCH_LIST says for which GPUs. A build that fails leaves the package 
 import os
 import shutil
 import subprocess
+import sys
 import warnings
+from importlib.util import find_spec
 from pathlib import Path
+
+from build_backend import site_packages
+
+if find_spec("torch") is None:  # an isolated build: the torch that the operators will run with
+    sys.path.extend(site_packages())
 
 import torch
 from setuptools import Extension, find_packages, setup
