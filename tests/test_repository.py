@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
+import shutil
 import subprocess
+import sys
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -137,3 +141,39 @@ def test_only_what_users_have_is_referred_to() -> None:
     name = "SP" + "EC"
     found = subprocess.run(["git", "grep", "-nw", name], cwd=REPOSITORY, capture_output=True, text=True)
     assert found.stdout == ""
+
+
+def test_the_build_takes_the_torch_that_is_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It asks for torch only where there is none: another version's operators would not load."""
+    spec = importlib.util.spec_from_file_location("build_backend", REPOSITORY / "build_backend.py")
+    assert spec and spec.loader
+    backend = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(backend)
+    installed = tmp_path / "torch-2.14.1+cpu.dist-info"
+    monkeypatch.setattr(backend, "site_packages", lambda: [str(tmp_path)])
+    assert backend.get_requires_for_build_wheel() == ["torch"]
+    installed.mkdir()
+    (installed / "METADATA").write_text("Name: torch\nVersion: 2.14.1+cpu\n")
+    assert backend.get_requires_for_build_wheel() == []
+
+
+def test_the_source_distribution_can_be_built_from(tmp_path: Path) -> None:
+    """It holds the build backend, the tables and every C++ and CUDA file, headers too."""
+    source = tmp_path / "source"
+    source.mkdir()
+    files = ["build_backend.py", "CHANGELOG.md", "CITATION.cff", "LICENSE", "MANIFEST.in", "README.md"]
+    for file in [*files, "pyproject.toml", "setup.py"]:
+        shutil.copy(REPOSITORY / file, source)
+    for folder in ("piip_ops", "projects"):
+        shutil.copytree(REPOSITORY / folder, source / folder)
+    subprocess.run([sys.executable, "setup.py", "-q", "sdist"], cwd=source, check=True, capture_output=True)
+    (archive,) = source.glob("dist/*.tar.gz")
+    with tarfile.open(archive) as members:
+        held = {name.partition("/")[2] for name in members.getnames()}
+    sources = {
+        path.relative_to(REPOSITORY).as_posix()
+        for path in (REPOSITORY / "piip_ops/csrc").rglob("*.*")
+        if path.is_file()
+    }
+    assert {path for path in sources if path.endswith(".h")} and sources <= held
+    assert {"LICENSE", "build_backend.py", "setup.py", "projects/PIIP/piip/flops/published.json"} <= held
