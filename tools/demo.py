@@ -24,14 +24,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--score-threshold", type=float, default=0.5, help="drop detections below it (default: %(default)s)"
     )
     parser.add_argument("--opts", nargs="+", default=[], help="config overrides, such as train.device=cpu")
+    parser.add_argument(
+        "--data",
+        nargs="+",
+        default=[],
+        metavar="val=ANNOTATIONS.json:IMAGES",
+        help="name the classes of weights that do not, as the training's --data did",
+    )
     args = parser.parse_args(argv)
 
     # imported here: --help needs none of it
     from detectron2.utils.logger import setup_logger
 
-    from piip.detection.own_data import follow_weights
     from piip.detection.predict import InstanceRenderer, skip_below
     from piip.engine.config import load_config
+    from piip.engine.own_data import follow_weights, use_own_data
     from piip.engine.predict import Predictor, predict
 
     cfg = load_config(args.config_file, args.opts)
@@ -41,6 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     setup_logger(name="fvcore")
     setup_logger()
     follow_weights(cfg, weights)
+    use_own_data(cfg, args.data, train=False)
     predictor = Predictor(cfg, weights)
     skip_below(predictor.model, args.score_threshold)
     renderer = InstanceRenderer(predictor.metadata, args.score_threshold)

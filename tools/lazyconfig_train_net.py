@@ -25,7 +25,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     from detectron2.engine import default_argument_parser, launch
     from torch.multiprocessing.spawn import ProcessRaisedException
 
-    from piip.detection.own_data import use_own_data
     from piip.engine.train import main as train
 
     parser = argument_parser(default_argument_parser(EPILOG))
@@ -34,7 +33,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         nargs="+",
         default=[],
         metavar="SPLIT=ANNOTATIONS.json:IMAGES",
-        help="COCO-format data of one's own, for the splits train and val; class layers follow their classes",
+        help="one's own data in the place of the config's: for detectors in COCO's format, for train and val "
+        "or, without SPLIT, for both; class layers follow their classes",
     )
     args = parser.parse_args(argv)
     if not args.config_file:
@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             num_machines=args.num_machines,
             machine_rank=args.machine_rank,
             dist_url=args.dist_url,
-            args=(args, use_own_data),
+            args=(args,),
         )
     except ProcessRaisedException as error:  # its text is the worker's traceback
         if args.traceback:

@@ -20,6 +20,7 @@ from piip import PIIP, InteractionConfig
 from piip.branches import ViTBranch
 from piip.detection.data import dataset_dicts
 from piip.detection.evaluation import COCOEvaluator
+from piip.detection.own_data import CocoData
 from piip.engine.backbone import piip_backbone
 from piip.engine.data import TrainLoader, evaluation_loader
 from piip.engine.resize import ResizeToFit
@@ -119,6 +120,7 @@ dataloader.test = L(evaluation_loader)(
 dataloader.evaluator = L(COCOEvaluator)(
     dataset_name="${..test.dataset.names}", output_dir="${train.output_dir}"
 )
+dataloader.own_data = L(CocoData)()  # what --data means
 
 optimizer = L(torch.optim.AdamW)(
     params=L(get_default_optimizer_params)(weight_decay_norm=0.0),

@@ -7,6 +7,7 @@ from omegaconf import OmegaConf
 
 from piip.detection.data import dataset_dicts
 from piip.detection.evaluation import COCOEvaluator
+from piip.detection.own_data import CocoData
 from piip.engine.data import TrainLoader, evaluation_loader
 from piip.engine.resize import ResizeToFit
 
@@ -34,3 +35,4 @@ dataloader.test = L(evaluation_loader)(
 dataloader.evaluator = L(COCOEvaluator)(
     dataset_name="${..test.dataset.names}", output_dir="${train.output_dir}"
 )
+dataloader.own_data = L(CocoData)()  # what --data means

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import os
 import tempfile
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,12 +13,9 @@ from typing import Any
 from detectron2.data import DatasetCatalog, MetadataCatalog, get_detection_dataset_dicts
 from detectron2.data.datasets import load_coco_json
 
+from .annotations import sensible_annotations, what_is_not_coco
+
 _logger = logging.getLogger("detectron2.piip")
-_COCO_KEYS = {
-    "images": ("id", "file_name", "height", "width"),
-    "annotations": ("id", "image_id", "category_id", "bbox"),
-    "categories": ("id", "name"),
-}
 
 
 def register_coco(
@@ -53,108 +48,30 @@ def register_coco(
 
 def _load_sensible(json_file: str, image_root: str, name: str) -> list[dict[str, Any]]:
     """Records of what makes sense in an annotation file; the log says once what does not, and how much."""
+    records: list[dict[str, Any]]
     try:
-        content = json.loads(Path(json_file).read_text())
-        sensible, dropped = drop_nonsense(content)
+        sensible = sensible_annotations(json.loads(Path(json_file).read_text()))
     except (ValueError, KeyError, TypeError, AttributeError):
         # no COCO file at all: Detectron2 fails on it, and `dataset_dicts` says what is wrong
-        sensible, dropped = {}, Counter()
-    records: list[dict[str, Any]]
-    if not dropped:
         records = load_coco_json(json_file, image_root, name)
         return records
-    what = ", ".join(f"{count} {reason}" for reason, count in dropped.most_common())
-    _logger.warning(f"{json_file}: left out what cannot be used: {what}")
+    if not str(sensible):
+        records = load_coco_json(json_file, image_root, name)
+        return records
+    _logger.warning(f"{json_file}: {sensible}")
     with tempfile.TemporaryDirectory() as folder:  # Detectron2 reads files
         file = Path(folder, Path(json_file).name)
-        file.write_text(json.dumps(sensible))
+        file.write_text(json.dumps(sensible.content))
         records = load_coco_json(str(file), image_root, name)
     return records
 
 
-def drop_nonsense(content: dict[str, Any]) -> tuple[dict[str, Any], Counter[str]]:
-    """Annotations without those that nothing can be learned from.
-
-    Left out are images and annotations whose id was there before, annotations of no known image or category,
-    boxes that are no four finite numbers, have no area or lie outside their image, and, where other
-    annotations of the file have masks, those without one or with one of another size than the image.
-
-    Args:
-        content: a COCO annotation file. It is not changed.
-
-    Returns:
-        The file without them, and how many were left out for which reason.
-    """
-    dropped: Counter[str] = Counter()
-    images: dict[Any, dict[str, Any]] = {}
-    for image in content["images"]:
-        if image["id"] in images:
-            dropped["images with the id of another"] += 1
-        else:
-            images[image["id"]] = image
-    categories = {category["id"] for category in content["categories"]}
-    with_masks = any(annotation.get("segmentation") for annotation in content["annotations"])
-    annotations: dict[Any, dict[str, Any]] = {}
-    for annotation in content["annotations"]:
-        if annotation["id"] in annotations:
-            dropped["annotations with the id of another"] += 1
-        elif reason := _nonsense(annotation, images, categories, with_masks):
-            dropped[f"annotations {reason}"] += 1
-        else:
-            annotations[annotation["id"]] = annotation
-    return {**content, "images": list(images.values()), "annotations": list(annotations.values())}, dropped
-
-
-def _nonsense(
-    annotation: dict[str, Any], images: dict[Any, dict[str, Any]], categories: set[Any], with_masks: bool
-) -> str:
-    """Why an annotation cannot be used; empty where it can."""
-    image = images.get(annotation["image_id"])
-    if image is None:
-        return "of an unknown image"
-    if annotation["category_id"] not in categories:
-        return "of an unknown category"
-    box = annotation.get("bbox")
-    if not (isinstance(box, list) and len(box) == 4 and all(map(_is_finite, box))):
-        return "without a box of four numbers"
-    x, y, width, height = box
-    if width <= 0 or height <= 0:
-        return "whose box has no area"
-    if x >= image["width"] or y >= image["height"] or x + width <= 0 or y + height <= 0:
-        return "whose box is outside the image"
-    mask = annotation.get("segmentation")
-    if with_masks and not mask:
-        return "without a mask"
-    if isinstance(mask, dict) and list(mask.get("size", ())) != [image["height"], image["width"]]:
-        return "whose mask is not of the image's size"
-    return ""
-
-
-def _is_finite(number: Any) -> bool:
-    return isinstance(number, int | float) and math.isfinite(number)
-
-
 def _what_is_not_coco(path: Path) -> str:
-    """What keeps a file from being COCO instance annotations; empty where nothing obvious does."""
     try:
         content = json.loads(path.read_text())
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         return f"it is not JSON ({error})"
-    if not isinstance(content, dict):
-        return f"its top level is a {type(content).__name__}, expected an object"
-    for section, keys in _COCO_KEYS.items():
-        entries = content.get(section)
-        if not isinstance(entries, list):
-            return f"it has no list '{section}'"
-        for position, entry in enumerate(entries):
-            missing = [key for key in keys if not isinstance(entry, dict) or key not in entry]
-            if missing:
-                return f"{section}[{position}] lacks {', '.join(missing)}"
-    known = {category["id"] for category in content["categories"]}
-    for position, entry in enumerate(content["annotations"]):
-        if entry["category_id"] not in known:
-            return f"annotations[{position}] has category_id {entry['category_id']}, not among the categories"
-    return ""
+    return what_is_not_coco(content)
 
 
 def dataset_dicts(names: str | Sequence[str], *, filter_empty: bool = True) -> list[dict[str, Any]]:

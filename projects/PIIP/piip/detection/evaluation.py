@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import math
 from collections.abc import Mapping
+from typing import Any
 
 from detectron2.evaluation import COCOEvaluator as Detectron2Evaluator
+
+from .annotations import sensible_annotations
 
 __all__ = ["COCOEvaluator", "summary"]
 
@@ -27,7 +32,18 @@ def summary(results: Mapping[str, Mapping[str, float]]) -> str:
 
 
 class COCOEvaluator(Detectron2Evaluator):
-    """Detectron2's evaluator, which says in the end what it found."""
+    """Detectron2's evaluator on those annotations that make sense, which says in the end what it found.
+
+    It leaves out what `register_coco` leaves out of the data, see :func:`sensible_annotations`.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """Arguments are Detectron2's."""
+        super().__init__(*args, **kwargs)
+        if "annotations" in self._coco_api.dataset:
+            self._coco_api.dataset = sensible_annotations(self._coco_api.dataset).content
+            with contextlib.redirect_stdout(io.StringIO()):
+                self._coco_api.createIndex()
 
     def summary(self, results: Mapping[str, Mapping[str, float]]) -> str:
         """The lines to log after an evaluation; `results` as :func:`summary` takes them."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,7 +16,11 @@ from ..weights.tensor_file import check_finite, read_file, state_dict_of, unwrap
 METADATA = "metadata"
 """Key of a checkpoint under which the names of its classes are."""
 
+ClassShapes = Mapping[str, tuple[int | None, ...]]
+"""Shapes of the parameters that follow the number of classes, by name; None in the places where they do."""
+
 _SHOWN = 5  # keys named in an error, per kind of mismatch
+_NAMES = ("thing_classes", "stuff_classes")  # under METADATA
 
 
 def read_metadata(path: str) -> dict[str, Any]:
@@ -66,6 +70,33 @@ def differences(
     ]
 
 
+def check_same_classes(kept: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    """Refuse a checkpoint of other classes than the data's, where both are known.
+
+    Args:
+        kept: a checkpoint's metadata.
+        wanted: the same of the data.
+
+    Raises:
+        ValueError: naming both.
+    """
+    for key in _NAMES:
+        if _differ(kept, wanted, key):
+            raise ValueError(
+                f"the checkpoint was trained on {_described(kept[key])}, the data have "
+                f"{_described(wanted[key])}: give the data it was trained for (--data), or train it on these"
+            )
+
+
+def _differ(kept: Mapping[str, Any], wanted: Mapping[str, Any], key: str) -> bool:
+    return bool(kept.get(key) and wanted.get(key)) and list(kept[key]) != list(wanted[key])
+
+
+def _described(names: Sequence[str]) -> str:
+    more = ", ..." if len(names) > _SHOWN else ""
+    return f"{len(names)} classes ({', '.join(names[:_SHOWN])}{more})"
+
+
 class Checkpointer(DetectionCheckpointer):
     """Detectron2's checkpointer, strict: a checkpoint that does not fit the model is an error.
 
@@ -74,8 +105,8 @@ class Checkpointer(DetectionCheckpointer):
 
     Attributes:
         metadata: names and ids of the classes, written into every checkpoint; empty to write none.
-        restartable: names of parameters that may have another shape in a checkpoint, from other classes: they
-            then stay as the model has them.
+        restartable: parameters that stay as the model has them where a checkpoint knows other classes, or
+            holds them for another number of classes.
     """
 
     def __init__(
@@ -84,11 +115,11 @@ class Checkpointer(DetectionCheckpointer):
         save_dir: str = "",
         *,
         metadata: Mapping[str, Any] | None = None,
-        restartable: Collection[str] = (),
+        restartable: ClassShapes | None = None,
         **checkpointables: Any,
     ) -> None:
         super().__init__(model, save_dir, **checkpointables)
-        self.metadata, self.restartable = dict(metadata or {}), frozenset(restartable)
+        self.metadata, self.restartable = dict(metadata or {}), dict(restartable or {})
 
     def load(self, path: str, checkpointables: list[str] | None = None) -> dict[str, Any]:
         """Load the model, and what else was saved with it.
@@ -153,19 +184,32 @@ class Checkpointer(DetectionCheckpointer):
         return read_file(filename)
 
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
-        model = self.model.state_dict()
+        model, weights = self.model.state_dict(), checkpoint["model"]
+        kept = checkpoint.get(METADATA, {})
+        other_classes = any(_differ(kept, self.metadata, key) for key in _NAMES)
         if anew := sorted(
             key
-            for key in self.restartable & checkpoint["model"].keys() & model.keys()
-            if checkpoint["model"][key].shape != model[key].shape
+            for key, shape in self.restartable.items()
+            if key in weights
+            and (other_classes or weights[key].shape != model[key].shape)
+            and _fits(weights[key].shape, shape)
         ):
             self.logger.warning(
-                f"{len(anew)} tensors follow the number of classes and start anew: {', '.join(anew)}"
+                f"{len(anew)} tensors follow the classes and start anew: {', '.join(anew)}; all others "
+                "are the checkpoint's"
             )
-            checkpoint["model"] = {**checkpoint["model"], **{key: model[key] for key in anew}}
-        mismatches = differences(checkpoint["model"], model, shown=_SHOWN)
+            weights = checkpoint["model"] = {**weights, **{key: model[key] for key in anew}}
+        mismatches = differences(weights, model, shown=_SHOWN)
         if mismatches:
+            known = [f"it knows {_described(kept[key])}" for key in _NAMES if other_classes and kept.get(key)]
             raise ValueError(
-                f"checkpoint does not fit the model ({'; '.join(mismatches)}): give its own config"
+                f"checkpoint does not fit the model ({'; '.join([*mismatches, *known])}): give its own config"
             )
         return super()._load_model(checkpoint)
+
+
+def _fits(shape: Sequence[int], pattern: Sequence[int | None]) -> bool:
+    """Whether a shape differs from another at most where that follows the number of classes."""
+    return len(shape) == len(pattern) and all(
+        p is None or p == s for s, p in zip(shape, pattern, strict=True)
+    )

@@ -12,8 +12,8 @@ from __future__ import annotations
 import argparse
 import logging
 import time
-from collections.abc import Collection, Iterable, Sequence
-from typing import Any, Protocol
+from collections.abc import Iterable
+from typing import Any
 
 import torch
 from detectron2.config import instantiate
@@ -30,9 +30,10 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 import piip_ops
 
 from ..weights.pretrained import load_pretrained
-from .checkpoint import Checkpointer
+from .checkpoint import METADATA, Checkpointer, ClassShapes, check_same_classes
 from .config import load_config
 from .data import TrainLoader, mix_seed, seed_all
+from .own_data import use_own_data
 
 _logger = logging.getLogger("detectron2.piip")
 _PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -199,14 +200,14 @@ def evaluate(cfg: DictConfig, model: nn.Module) -> dict[str, dict[str, float]]:
     return results
 
 
-def train(cfg: DictConfig, *, resume: bool = False, restartable: Collection[str] = ()) -> None:
+def train(cfg: DictConfig, *, resume: bool = False, restartable: ClassShapes | None = None) -> None:
     """Train the config's model, evaluating and saving as it says.
 
     Args:
         cfg: a LazyConfig with `model`, `optimizer`, `lr_multiplier`, `dataloader` and `train`.
         resume: continue from the last checkpoint in `train.output_dir`, if there is one. On the CPU, with
             `TrainLoader` as `dataloader.train`, the result is bit for bit that of a run that never stopped.
-        restartable: parameters that `train.init_checkpoint` may hold in another shape, see `Checkpointer`.
+        restartable: parameters that `train.init_checkpoint` may hold for other classes, see `Checkpointer`.
 
     Raises:
         FloatingPointError: a loss or a weight became infinite or NaN.
@@ -253,19 +254,28 @@ def train(cfg: DictConfig, *, resume: bool = False, restartable: Collection[str]
             LiveLine() if main_process else None,
         ]
     )
-    if not cfg.train.init_checkpoint and not (resume and checkpointer.has_checkpoint()):
+    resumed = resume and checkpointer.has_checkpoint()
+    if resumed:
+        checkpointer.restartable = {}  # this run's own class layers
+    elif not cfg.train.init_checkpoint:
         load_pretrained(model)  # on every rank, from the one download
-    checkpointer.resume_or_load(cfg.train.init_checkpoint, resume=resume)
-    start = trainer.iter + 1 if resume and checkpointer.has_checkpoint() else 0
+    loaded = checkpointer.resume_or_load(cfg.train.init_checkpoint, resume=resume)
+    if resumed:
+        check_same_classes(loaded.get(METADATA, {}), checkpointer.metadata)
+    start = trainer.iter + 1 if resumed else 0
     if isinstance(loader, TrainLoader):
         loader.set_position(trainer.seed, start)
+        epochs = cfg.train.max_iter * cfg.dataloader.train.total_batch_size / loader.num_images
+        _logger.info(
+            f"train.max_iter={cfg.train.max_iter} is {epochs:.1f} epochs of {loader.num_images} images"
+        )
     elif start:
         _logger.warning(
             "dataloader.train is not a piip.engine.data.TrainLoader: the order of the images starts anew"
         )
     try:
         trainer.train(start, cfg.train.max_iter)
-        if skipped := getattr(loader, "skipped", None):
+        if skipped := set().union(*comm.all_gather(getattr(loader, "skipped", {}))):
             _logger.warning(f"{len(skipped)} images could not be used: others were trained on in their place")
     except KeyboardInterrupt:
         last = checkpointer.get_checkpoint_file()
@@ -274,21 +284,14 @@ def train(cfg: DictConfig, *, resume: bool = False, restartable: Collection[str]
         raise
 
 
-class OwnData(Protocol):
-    """Makes a config one for other data and returns the parameters that follow the classes."""
-
-    def __call__(self, cfg: DictConfig, data: Sequence[str], *, train: bool) -> Collection[str]: ...
-
-
-def main(args: argparse.Namespace, use_own_data: OwnData) -> None:
+def main(args: argparse.Namespace) -> None:
     """What `tools/lazyconfig_train_net.py` does in each process.
 
     Args:
         args: Detectron2's default arguments, and `data`: what describes one's own data, if anything.
-        use_own_data: what a task makes of these.
     """
     cfg = load_config(args.config_file, args.opts)
-    restartable = use_own_data(cfg, args.data, train=not args.eval_only) if args.data else ()
+    restartable = use_own_data(cfg, args.data, train=not args.eval_only)
     default_setup(cfg, args)  # logs Detectron2's environment report, which the next line completes
     _logger.info("Attention operator: %s", ", ".join(f"{k}: {v}" for k, v in piip_ops.build_info().items()))
     if not args.eval_only:
@@ -296,5 +299,6 @@ def main(args: argparse.Namespace, use_own_data: OwnData) -> None:
         return
     model = build_model(cfg)
     checkpointer = Checkpointer(model, cfg.train.output_dir)
-    checkpointer.resume_or_load(cfg.train.init_checkpoint, resume=args.resume)
+    loaded = checkpointer.resume_or_load(cfg.train.init_checkpoint, resume=args.resume)
+    check_same_classes(loaded.get(METADATA, {}), class_names(cfg))
     evaluate(cfg, model)
