@@ -25,6 +25,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from detectron2.engine import default_argument_parser, launch
     from torch.multiprocessing.spawn import ProcessRaisedException
 
+    from piip.engine.own_data import without_overrides
     from piip.engine.train import main as train
 
     parser = argument_parser(default_argument_parser(EPILOG))
@@ -37,6 +38,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         "or, without SPLIT, for both; class layers follow their classes",
     )
     args = parser.parse_args(argv)
+    args.data, overrides = without_overrides(args.data)
+    args.opts = [*overrides, *args.opts]
     if not args.config_file:
         parser.error("--config-file is required")
     try:

@@ -17,6 +17,7 @@ import cv2
 import numpy as np
 from detectron2.config import instantiate
 
+from piip.detection.annotations import sensible_annotations
 from piip.detection.data import dataset_dicts, register_coco
 
 from ..tiny_config import tiny_config
@@ -76,6 +77,7 @@ GOOD = {
     "category_id": 2,
     "bbox": [0, 0, 2, 2],
     "iscrowd": 0,
+    "area": 4,
     "segmentation": [SQUARE],
 }
 RLE = {"size": [4, 4], "counts": "22bN0"}
@@ -88,7 +90,9 @@ CASES = {  # an annotation that differs from a good one by this -> what is said 
     "no mask": ({"segmentation": []}, "annotations without a mask"),
     "unknown category": ({"category_id": 9}, "annotations of an unknown category"),
     "unknown image": ({"image_id": 9}, "annotations of an unknown image"),
-    "duplicate id": ({"id": 1}, "annotations with the id of another"),
+    "the same again": ({"id": 1}, "annotations that repeat another"),
+    "polygon of two corners": ({"segmentation": [[0, 0, 2, 2]]}, "annotations without a mask"),
+    "half a mask": ({"segmentation": {"size": [4, 4], "counts": [3, 5]}}, "annotations whose mask is not of"),
     "mask of another size": ({"segmentation": {**RLE, "size": [5, 4]}}, "annotations whose mask is not of"),
     "RLE": ({"segmentation": RLE}, ""),
     "crowd": ({"segmentation": RLE, "iscrowd": 1}, ""),
@@ -114,9 +118,44 @@ def test_annotations_that_make_no_sense(case: str, tmp_path: Path, caplog: pytes
 def test_images_with_one_id(tmp_path: Path) -> None:
     second = {**VALID["images"][0], "file_name": "b.png"}
     path = tmp_path / "annotations.json"
-    path.write_text(json.dumps({**VALID, "images": [*VALID["images"], second]}))
+    good = {"id": 2, "file_name": "good.png", "height": 4, "width": 4}
+    content = {**VALID, "images": [*VALID["images"], second, good, good]}
+    content["annotations"] = [GOOD, {**GOOD, "id": 2, "image_id": 2}]
+    path.write_text(json.dumps(content))
     register_coco("twice", path, tmp_path)
-    assert [Path(record["file_name"]).name for record in dataset_dicts("twice")] == ["a.png"]
+    assert [Path(record["file_name"]).name for record in dataset_dicts("twice")] == ["good.png"]
+    left_out = sensible_annotations(content).left_out
+    assert left_out == {
+        "images with the id of another": 2,
+        "images listed twice": 1,
+        "annotations of an unknown image": 1,
+    }
+
+
+def test_what_is_mended() -> None:
+    """Files put together from several have ids twice; COCO's evaluation takes id 0 for no match."""
+    other = {**GOOD, "bbox": [1, 1, 2, 2], "segmentation": [SQUARE, [0, 0, 1]]}
+    bare = {key: GOOD[key] for key in ("image_id", "category_id", "bbox")}
+    annotations = [GOOD, other, {**bare, "id": 0, "segmentation": [SQUARE]}]
+    sensible = sensible_annotations({**VALID, "annotations": annotations})
+    assert not sensible.left_out
+    assert sensible.mended == {
+        "annotations whose id is 0 or that of another": 3,
+        "masks with polygons of fewer than three corners": 1,
+        "annotations without an area": 1,
+        "annotations that do not say whether they are a crowd": 1,
+    }
+    kept = sensible.content["annotations"]
+    assert [annotation["id"] for annotation in kept] == [1, 2, 3]
+    assert [annotation["area"] for annotation in kept] == [4, 4, 4.0]
+    assert kept[1]["segmentation"] == [SQUARE]
+
+
+def test_a_sound_file_is_left_as_it_is() -> None:
+    content = {**VALID, "annotations": [GOOD]}
+    sensible = sensible_annotations(content)
+    assert sensible.content == content
+    assert str(sensible) == ""
 
 
 @pytest.mark.parametrize("kind", ["truncated", "empty", "missing", "not an image", "of another size"])

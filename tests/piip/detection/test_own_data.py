@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +20,12 @@ import cv2
 import numpy as np
 from detectron2.config import instantiate
 from detectron2.data import MetadataCatalog
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
-from piip.detection.own_data import CocoFiles, follow_weights, use_own_data
-from piip.engine.checkpoint import Checkpointer
+from piip.detection.own_data import CocoFiles, set_num_classes
+from piip.engine.checkpoint import Checkpointer, check_same_classes
 from piip.engine.config import load_config
+from piip.engine.own_data import follow_weights, use_own_data, without_overrides
 from piip.engine.predict import Predictor
 from piip.engine.train import build_model, evaluate, train
 from piip.quick.shapes import write_split
@@ -59,14 +62,14 @@ def test_three_classes_from_a_checkpoint_of_six(
     cfg.train.max_iter = 1
     cfg.optimizer.lr = 0.0
 
-    restartable = use_own_data(cfg, write_own(tmp_path / "own"))
+    restartable = use_own_data(cfg, write_own(tmp_path / "own"), train=True)
     assert restartable == {
-        "roi_heads.box_predictor.cls_score.weight",
-        "roi_heads.box_predictor.cls_score.bias",
+        "roi_heads.box_predictor.cls_score.weight": (None, 128),
+        "roi_heads.box_predictor.cls_score.bias": (None,),
     }
     with caplog.at_level(logging.WARNING):
         train(cfg, restartable=restartable)
-    assert "2 tensors follow the number of classes and start anew" in caplog.text
+    assert "2 tensors follow the classes and start anew" in caplog.text
     final = torch.load(tmp_path / "output/model_final.pth", weights_only=True)
     assert final["model"]["roi_heads.box_predictor.cls_score.weight"].shape[0] == 3 + 1
     for key, tensor in six.state_dict().items():
@@ -96,7 +99,7 @@ def test_evaluation_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 )
 def test_what_follows_the_classes_in_a_released_detector(name: str, tmp_path: Path) -> None:
     cfg: DictConfig = load_config(str(REPOSITORY / f"configs/COCO/{name}.py"))
-    names = use_own_data(cfg, write_own(tmp_path))
+    names = use_own_data(cfg, write_own(tmp_path), train=True).keys()
     parts = ("box_predictor.cls_score", "box_predictor.bbox_pred", "mask_head.predictor")
     assert names == {f"roi_heads.{part}.{kind}" for part in parts for kind in ("weight", "bias")}
     assert cfg.model.roi_heads.num_classes == 3
@@ -107,21 +110,27 @@ def test_what_follows_the_classes_in_a_released_detector(name: str, tmp_path: Pa
 
 def test_other_mismatches_stay_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cfg = tiny_config(tmp_path, monkeypatch)
-    restartable = use_own_data(cfg, write_own(tmp_path / "own"))
+    restartable = use_own_data(cfg, write_own(tmp_path / "own"), train=True)
     state = build_model(cfg).state_dict()
     state["roi_heads.box_head.fc1.weight"] = torch.zeros(3, 3)
+    state["roi_heads.box_predictor.cls_score.weight"] = torch.zeros(4, 99)  # follows, but not in this place
     torch.save({"model": state}, tmp_path / "odd.pth")
-    with pytest.raises(ValueError, match=r"1 shapes differ: roi_heads\.box_head\.fc1\.weight"):
+    with pytest.raises(ValueError, match=r"2 shapes differ: .*box_head\.fc1\.weight .*cls_score\.weight"):
         Checkpointer(build_model(cfg), restartable=restartable).load(str(tmp_path / "odd.pth"))
 
 
-def test_what_data_is_called(tmp_path: Path) -> None:
+def test_what_data_is_called(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a:b").mkdir()
     annotations = tmp_path / "a:b/x.json"
     annotations.write_text("{}")
-    files = CocoFiles.parse(f"val={annotations}:{tmp_path}")
-    assert (files.split, files.annotations, files.images) == ("val", annotations, tmp_path)
-    assert CocoFiles.parse(f"val={annotations}").images == tmp_path / "a:b"
+    files = CocoFiles.parse(f"{annotations}:{tmp_path}")
+    assert (files.annotations, files.images) == (annotations, tmp_path)
+    assert CocoFiles.parse(f"{annotations}:{tmp_path / 'a:b'}").images == tmp_path / "a:b"
+    assert CocoFiles.parse(str(annotations)).images == tmp_path / "a:b"
+    monkeypatch.chdir(tmp_path)
+    assert CocoFiles.parse("a:b/x.json:.") == CocoFiles(Path("a:b/x.json"), Path("."))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert CocoFiles.parse("~/a:b/x.json:~").images == tmp_path
 
 
 def category(id_: int, name: str) -> dict[str, Any]:
@@ -131,27 +140,41 @@ def category(id_: int, name: str) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (["train=a.png:b"], "not of the form train=ANNOTATIONS.json:IMAGES"),
-        (["test={one}:{folder}"], "not of the form"),
+        (["train=a.png:b"], "annotations a.png do not exist: --data expects"),
+        (["test={one}:{folder}"], r"annotations test=.*one\.json do not exist: --data expects"),
         (["train=none.json:{folder}"], "annotations none.json do not exist"),
         (["train={one}:none"], "image folder none does not exist"),
-        (["train={one}:{folder}"], "lacks val: give val=ANNOTATIONS.json:IMAGES too"),
-        (["val={one}:{folder}", "val={one}:{folder}"], "names a split twice"),
-        (["train={one}:{folder}", "val={two}:{folder}"], "categories of train and val differ"),
+        (["train={one}:{folder}"], "has no val set: give val=ANNOTATIONS.json:IMAGES, too"),
+        (["val={one}:{folder}", "val={one}:{folder}"], "gives the val set twice"),
+        (["train={one}:{folder}", "val={two}:{folder}"], "have different categories"),
         (["train={one}:{folder}", "val={none}:{folder}"], "has no categories"),
-        (["train={one}:{folder}", "val={text}:{folder}"], "is not a COCO annotation file"),
+        (["train={one}:{folder}", "val={text}:{folder}"], "is not JSON"),
+        (["{wild}:{folder}"], "every category needs a whole number 'id' and a 'name'"),
+        (["{twice}:{folder}"], "two categories have the same id"),
+        (["{one}", "val={one}"], "gives the val set twice"),
+        (["{astray}:{folder}"], r"are not where they should be, such as .*nowhere\.png"),
     ],
 )
 def test_data_that_cannot_be(data: list[str], message: str, tmp_path: Path) -> None:
-    contents = {"one": [category(1, "a")], "two": [category(1, "b")], "none": []}
+    contents = {
+        "one": [category(1, "a")],
+        "two": [category(1, "b")],
+        "none": [],
+        "wild": [{"id": "x"}],
+        "twice": [category(1, "a"), category(1, "b")],
+        "astray": [category(1, "a")],
+    }
     paths = {"folder": str(tmp_path), "text": str(tmp_path / "text.json")}
     (tmp_path / "text.json").write_text("not json")
     for name, categories in contents.items():
         paths[name] = str(tmp_path / f"{name}.json")
-        Path(paths[name]).write_text(json.dumps({"images": [], "annotations": [], "categories": categories}))
+        images = [{"id": 1, "file_name": "nowhere.png"}] if name == "astray" else []
+        Path(paths[name]).write_text(
+            json.dumps({"images": images, "annotations": [], "categories": categories})
+        )
     cfg = load_config(str(QUICK_CONFIG))
     with pytest.raises((ValueError, FileNotFoundError), match=message):
-        use_own_data(cfg, [entry.format(**paths) for entry in data])
+        use_own_data(cfg, [entry.format(**paths) for entry in data], train=True)
 
 
 def test_unusable_images_of_a_test_set_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -161,3 +184,149 @@ def test_unusable_images_of_a_test_set_are_named(tmp_path: Path, monkeypatch: py
     victim.write_bytes(cv2.imencode(".png", np.zeros((64, 64, 3), np.uint8))[1].tobytes()[:60])
     with pytest.raises(ValueError, match=r"000001\.png cannot be evaluated \(.*\): mend it, or take it out"):
         evaluate(cfg, build_model(cfg))
+
+
+def test_one_set_for_training_and_validation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cfg = tiny_config(tmp_path, monkeypatch)
+    cfg.dataloader.evaluator.dataset_name = "shapes_val"  # as a config of one's own may say it
+    both = write_own(tmp_path / "own")[0].removeprefix("train=")
+    use_own_data(cfg, [both], train=True)
+    assert cfg.dataloader.train.dataset.names == "own_train"
+    assert cfg.dataloader.test.dataset.names == cfg.dataloader.evaluator.dataset_name == "own_val"
+    assert len(instantiate(cfg.dataloader.test.dataset)) == 8
+
+
+def test_a_config_that_takes_no_other_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cfg = tiny_config(tmp_path, monkeypatch, "dataloader.own_data=null")
+    with pytest.raises(ValueError, match=r"the config has no dataloader\.own_data, which would say how"):
+        use_own_data(cfg, ["x.json"], train=True)
+    assert use_own_data(cfg, [], train=True) == {}
+
+
+def test_the_number_of_classes_of_any_detector() -> None:
+    """DETR-like models hold it themselves, and their losses do; other counts are left alone."""
+    cfg = OmegaConf.create(
+        {
+            "model": {
+                "num_classes": 80,
+                "head": {"num_classes": "${..num_classes}"},
+                "losses": [{"num_classes": 80}],
+                "backbone": {"num_classes": 1000},
+            }
+        }
+    )
+    set_num_classes(cfg, 3)
+    assert cfg.model.num_classes == cfg.model.head.num_classes == cfg.model.losses[0].num_classes == 3
+    assert cfg.model.backbone.num_classes == 1000
+    with pytest.raises(ValueError, match="has no num_classes"):
+        set_num_classes(OmegaConf.create({"model": {"backbone": {"num_classes": 1000}}}), 3)
+
+
+def edit(data: list[str], **changes: Any) -> None:
+    """Change fields of all annotations; a field whose new value is `None` goes."""
+    for entry in data:
+        path = Path(entry.partition("=")[2].partition(":")[0])
+        content = json.loads(path.read_text())
+        for annotation in content["annotations"]:
+            annotation.update(changes)
+            for key in [key for key, value in changes.items() if value is None]:
+                del annotation[key]
+        path.write_text(json.dumps(content))
+
+
+def test_run_lengths_where_the_config_has_polygons(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Masks by run lengths, as these are, cannot become polygons: every image would be unusable."""
+    cfg = tiny_config(tmp_path, monkeypatch, "dataloader.train.mapper.instance_mask_format=polygon")
+    use_own_data(cfg, write_own(tmp_path / "own"), train=True)
+    loader = instantiate(cfg.dataloader.train)
+    batch = next(iter(loader))
+    assert not loader.skipped
+    assert all(len(sample["instances"].gt_masks) > 0 for sample in batch)
+
+
+def test_boxes_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No masks: refused before training where the model learns them; with what the error says it trains."""
+    data = write_own(tmp_path / "own")
+    edit(data, segmentation=None)
+    without_masks = "model.roi_heads.mask_in_features=null"
+    with pytest.raises(ValueError, match=rf"has boxes only, .*: add {without_masks}"):
+        use_own_data(tiny_config(tmp_path, monkeypatch), data, train=True)
+    cfg = tiny_config(tmp_path, monkeypatch, without_masks, "train.max_iter=1")
+    restartable = use_own_data(cfg, data, train=True)
+    train(cfg, restartable=restartable)
+    final = torch.load(tmp_path / "output/model_final.pth", weights_only=True)["model"]
+    assert not any("mask" in key for key in final)
+
+
+def test_evaluation_of_annotations_that_lack_what_it_needs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither area nor whether it is a crowd, and one without mask: evaluated as complete ones are."""
+    results = []
+    for folder, changes in (("complete", {}), ("gaps", {"area": None, "iscrowd": None})):
+        cfg = tiny_config(tmp_path, monkeypatch)
+        data = write_own(tmp_path / folder)
+        edit(data, **changes)
+        use_own_data(cfg, data[1:], train=False)
+        torch.manual_seed(0)
+        results.append(evaluate(cfg, build_model(cfg)))
+    assert repr(results[0]) == repr(results[1])  # NaN for classes that are not there
+
+
+def test_same_number_of_other_classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Class layers start anew all the same; in evaluation and resumption other classes are an error."""
+    cfg = tiny_config(tmp_path, monkeypatch, "train.max_iter=1", "optimizer.lr=0.0")
+    restartable = use_own_data(cfg, write_own(tmp_path / "own"), train=True)
+    model = build_model(cfg)
+    others = {"thing_classes": ["a", "b", "c"]}
+    score = "roi_heads.box_predictor.cls_score.weight"
+    state = {key: torch.full_like(t, 0.5) if key == score else t for key, t in model.state_dict().items()}
+    path = tmp_path / "others.pth"
+    torch.save({"model": state, "metadata": others}, path)
+    cfg.train.init_checkpoint = str(path)
+    train(cfg, restartable=restartable)
+    final = torch.load(tmp_path / "output/model_final.pth", weights_only=True)
+    assert not (final["model"][score] == 0.5).any()
+    with pytest.raises(
+        ValueError, match=r"trained on 3 classes \(a, b, c\), the data have 3 classes \(bolt, "
+    ):
+        check_same_classes(others, final["metadata"])
+
+    torch.save({**final, "metadata": others}, tmp_path / "output/model_final.pth")
+    with pytest.raises(ValueError, match=r"trained on 3 classes \(a, b, c\)"):
+        train(cfg, resume=True, restartable=restartable)
+
+
+def test_overrides_behind_the_data() -> None:
+    """The command line of the README: argparse cannot tell them apart."""
+    data = ["train=a/b.json:c.d", "val=b.json", "x/y=1.json:z", "../a.b=c/d.json"]
+    overrides = ["train.max_iter=2", "+train.new=1", "model.a[0].b=3"]
+    assert without_overrides([*data, *overrides]) == (data, overrides)
+
+
+@pytest.mark.slow
+def test_from_the_command_line(tmp_path: Path) -> None:
+    """Train, evaluate and draw with the tools: as the README has it."""
+    data = write_own(tmp_path / "own")
+    output = tmp_path / "output"
+
+    def tool(name: str, *arguments: str) -> str:
+        command = [sys.executable, str(REPOSITORY / "tools" / name), "--config-file", str(QUICK_CONFIG)]
+        done = subprocess.run([*command, *arguments], cwd=REPOSITORY, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout + done.stderr
+
+    short = [f"train.output_dir={output}", "train.max_iter=2", "dataloader.train.total_batch_size=2"]
+    log = tool("lazyconfig_train_net.py", "--data", *data, *short)
+    assert f"data: {', '.join(data)}; 2 tensors follow their classes" in log
+    assert "train.max_iter=2 is 0.5 epochs of 8 images" in log
+    final = str(output / "model_final.pth")
+    log = tool("lazyconfig_train_net.py", "--eval-only", "--data", data[1], f"train.init_checkpoint={final}")
+    assert "washer" in log
+    images = str(tmp_path / "own/val")
+    for named in ([], ["--data", data[1]]):
+        drawn = str(tmp_path / f"drawn{len(named)}")
+        options = ["--input", images, "--output", drawn, "--score-threshold", "0", *named]
+        assert "3 images and frames drawn" in tool("demo.py", "--weights", final, *options)
+        found = json.loads(Path(drawn, "predictions.json").read_text())
+        assert {record["category_id"] for record in found} <= set(NAMES)

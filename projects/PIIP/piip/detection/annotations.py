@@ -88,13 +88,14 @@ def _images(entries: list[dict[str, Any]], left_out: Counter[str]) -> dict[Any, 
     images: dict[Any, dict[str, Any]] = {}
     ambiguous = set()
     for image in entries:
-        first = images.setdefault(image["id"], image)
-        if first is not image:
-            if first["file_name"] == image["file_name"]:
-                left_out["images listed twice"] += 1
-            else:
-                left_out["images with the id of another"] += 1 if image["id"] in ambiguous else 2
-                ambiguous.add(image["id"])
+        first = images.get(image["id"])
+        if first is None:
+            images[image["id"]] = image
+        elif first["file_name"] == image["file_name"]:
+            left_out["images listed twice"] += 1
+        else:
+            left_out["images with the id of another"] += 1 if image["id"] in ambiguous else 2
+            ambiguous.add(image["id"])
     return {id_: image for id_, image in images.items() if id_ not in ambiguous}
 
 

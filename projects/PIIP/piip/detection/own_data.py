@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,7 +18,6 @@ from .data import register_coco
 
 __all__ = ["CocoData", "CocoFiles", "class_shapes", "set_num_classes"]
 
-_logger = logging.getLogger("detectron2.piip")
 _LOADERS = {"train": "train", "val": "test"}  # splits on the command line: their loaders in the config
 _FORM = "[train=|val=]ANNOTATIONS.json[:IMAGES]"
 _LOOKED_AT = 100  # images whose files are looked for before training
@@ -166,10 +164,7 @@ class CocoData:
             cfg.dataloader.evaluator.dataset_name = "own_val"
         if train:
             _prepare_masks(cfg, splits["train"])
-        shapes = class_shapes(cfg, len(classes))
-        names = ", ".join(classes.values())
-        _logger.info(f"--data: {len(classes)} classes ({names}), which {len(shapes)} tensors follow")
-        return shapes
+        return class_shapes(cfg, len(classes))
 
     def follow(self, cfg: DictConfig, metadata: Mapping[str, Any]) -> None:
         """Give the config's detector, in place, the number of classes that a checkpoint names."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, cast
 
@@ -10,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from .checkpoint import ClassShapes, read_metadata
 
-__all__ = ["OwnData", "follow_weights", "use_own_data"]
+__all__ = ["OwnData", "follow_weights", "use_own_data", "without_overrides"]
 
 _PLACE = "dataloader.own_data"
 
@@ -32,6 +33,13 @@ class OwnData(Protocol):
 
     def follow(self, cfg: DictConfig, metadata: Mapping[str, Any]) -> None:
         """Give the config's model, in place, the classes that a checkpoint's metadata name."""
+
+
+def without_overrides(values: Sequence[str]) -> tuple[list[str], list[str]]:
+    """What a command line gives after `--data`, apart from the overrides (``a.b=c``, ``+a=c``) behind it."""
+    is_override = [re.match(r"\+|\w+(\.\w+|\[\d+\])+=", value) is not None for value in values]
+    pairs = list(zip(values, is_override, strict=True))
+    return [v for v, override in pairs if not override], [v for v, override in pairs if override]
 
 
 def _of(cfg: DictConfig) -> OwnData | None:

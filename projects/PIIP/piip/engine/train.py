@@ -294,6 +294,8 @@ def main(args: argparse.Namespace) -> None:
     restartable = use_own_data(cfg, args.data, train=not args.eval_only)
     default_setup(cfg, args)  # logs Detectron2's environment report, which the next line completes
     _logger.info("Attention operator: %s", ", ".join(f"{k}: {v}" for k, v in piip_ops.build_info().items()))
+    if args.data:
+        _logger.info(f"data: {', '.join(args.data)}; {len(restartable)} tensors follow their classes")
     if not args.eval_only:
         train(cfg, resume=args.resume, restartable=restartable)
         return
