@@ -119,13 +119,14 @@ def test_released_key_lists_load_whole(
     with torch.device("meta"):
         tower = build_tower(model).state_dict()
         projector = build_projector(model, released["llm_hidden_size"]).state_dict()
-    for keys, expected, convert in (
-        (released["keys"], tower, convert_tower),
-        (released["projector_keys"], projector, convert_projector),
+    for keys, expected, convert, back in (
+        (released["keys"], tower, convert_tower, to_official_tower),
+        (released["projector_keys"], projector, convert_projector, to_official_projector),
     ):
         state = convert({key: torch.empty(shape, device="meta") for key, shape in keys.items()})
         assert state.keys() == expected.keys()
         assert all(state[key].shape == expected[key].shape for key in expected)
+        assert back(state).keys() == keys.keys()
     assert sum(tensor.numel() for tensor in tower.values()) == released["total_params"]
 
 

@@ -23,7 +23,6 @@ def _branch(number: int) -> tuple[Pair, ...]:
         (f"{convnext}stages.#.blocks.#.weight", f"{ours}stages.#.blocks.#.gamma"),
         (f"{convnext}stages.", f"{ours}stages."),
         (f"{convnext}head.norm.", f"{ours}norm."),
-        (f"{convnext}head.pre_logits.fc.", "pre_logits."),
     )
 
 
@@ -44,6 +43,7 @@ _TOWER = (
     *_direction("branch1to2", "small_to_large"),
     *_branch(1),
     *_branch(2),
+    ("branch2.convnext_model.head.pre_logits.fc.", "pre_logits."),
 )
 
 
@@ -62,7 +62,6 @@ _BACK = _specific_first(
             for j in (1, 2)
             for name in _EMBEDDINGS
         ),
-        ("pre_logits.", "branch2.convnext_model.head.pre_logits.fc."),
     )
 )
 _PROJECTOR = (("branch#.", "branch#."),)
