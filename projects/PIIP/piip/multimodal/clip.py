@@ -25,10 +25,14 @@ def _gelu_tanh(x: Tensor) -> Tensor:
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "quick_gelu": _quick_gelu,
     "gelu": F.gelu,
+    "gelu_python": F.gelu,
     "gelu_new": _gelu_tanh,
+    "gelu_fast": _gelu_tanh,
     "gelu_pytorch_tanh": _gelu_tanh,
     "relu": F.relu,
     "silu": F.silu,
+    "swish": F.silu,
+    "tanh": torch.tanh,
 }
 """By the names of Hugging Face's configurations."""
 
