@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
+from collections.abc import Collection
 from typing import Any
 
 from torch import nn
@@ -56,6 +57,7 @@ def param_groups(
     base_lr: float,
     weight_decay: float,
     layer_decay_rate: float = 1.0,
+    undecayed: Collection[str] = (),
 ) -> list[dict[str, Any]]:
     """Parameter groups of the published recipe.
 
@@ -67,6 +69,7 @@ def param_groups(
         base_lr: learning rate where the factor is 1.
         weight_decay: weight decay of all but vectors and biases.
         layer_decay_rate: see :func:`layer_decay_factors`; 1 for no decay over depth (no PIIP is needed then).
+        undecayed: last parts of the names of further parameters without weight decay, such as "pos_embed".
 
     Returns:
         Groups for a ``torch.optim`` optimizer, ordered by learning rate.
@@ -75,7 +78,8 @@ def param_groups(
     groups: dict[tuple[float, float], list[nn.Parameter]] = defaultdict(list)
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            exempt = parameter.ndim == 1 or name.endswith(".bias")
+            last = name.rpartition(".")[2]
+            exempt = parameter.ndim == 1 or last == "bias" or last in undecayed
             groups[base_lr * factors.get(name, 1.0), 0.0 if exempt else weight_decay].append(parameter)
     return [
         {"params": parameters, "lr": lr, "weight_decay": decay}

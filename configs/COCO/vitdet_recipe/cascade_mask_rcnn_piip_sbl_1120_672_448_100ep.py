@@ -1,0 +1,6 @@
+"""PIIP-SBL at 1120/672/448 px as ViTDet is trained, with Cascade Mask R-CNN."""
+
+from ...common.cascade import use_cascade
+from .mask_rcnn_piip_sbl_1120_672_448_100ep import dataloader, lr_multiplier, model, optimizer, train
+
+use_cascade(model)

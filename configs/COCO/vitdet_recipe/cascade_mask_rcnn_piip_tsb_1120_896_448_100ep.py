@@ -1,0 +1,6 @@
+"""PIIP-TSB at 1120/896/448 px as ViTDet is trained, with Cascade Mask R-CNN."""
+
+from ...common.cascade import use_cascade
+from .mask_rcnn_piip_tsb_1120_896_448_100ep import dataloader, lr_multiplier, model, optimizer, train
+
+use_cascade(model)
