@@ -9,7 +9,7 @@ DETECTRON2_COMMIT := 02b5c4e295e990042a714712c21dc79b731e8833
 DETECTRON2 ?= git+https://github.com/facebookresearch/detectron2.git@$(DETECTRON2_COMMIT)
 
 .DELETE_ON_ERROR:
-.PHONY: help setup check-detectron2 demo test check-cuda sanitize bench tables zoo-check lint format
+.PHONY: help setup check-detectron2 demo demo-segmentation test check-cuda sanitize bench tables zoo-check lint format
 
 help: ## List the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -52,8 +52,16 @@ demo: setup ## Train a small PIIP Mask R-CNN on the CPU, evaluate it, draw what 
 	$(BIN)/python tools/lazyconfig_train_net.py --config-file $(DEMO_CONFIG)
 	$(BIN)/python tools/compare_results.py --config-file $(DEMO_CONFIG) \
 	    --results outputs/demo/coco_instances_results.json --output outputs/demo/pictures
+SEGMENTATION_CONFIG := configs/quick/upernet_piip_128_96_64_shapes.py
+
+demo-segmentation: setup ## Train a small PIIP UPerNet on the CPU, evaluate it, draw what it finds
+	$(BIN)/python tools/make_shapes.py
+	$(BIN)/python tools/lazyconfig_train_net.py --config-file $(SEGMENTATION_CONFIG)
+	$(BIN)/python tools/demo.py --config-file $(SEGMENTATION_CONFIG) \
+	    --weights outputs/demo-segmentation/model_final.pth --input "$${DETECTRON2_DATASETS:-datasets}/shapes/val" \
+	    --output outputs/demo-segmentation/pictures
 # What Detectron2's own imports warn of would drown the lines that matter.
-demo: export PYTHONWARNINGS := ignore
+demo demo-segmentation: export PYTHONWARNINGS := ignore
 
 # One process a core and one thread each: most tests are too small for two threads to help them.
 test: setup ## All tests

@@ -22,7 +22,7 @@ MAY_IMPORT = {  # room -> rooms of piip that it may import; itself goes without 
     "quick": CORE | TASKS | {"engine"},
     "measure": CORE | TASKS | {"engine", "official"},
 }
-WITHOUT_DETECTRON2 = CORE | {"classification", "library", "segmentation", "multimodal"}
+WITHOUT_DETECTRON2 = CORE | {"classification", "library", "multimodal"}
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 

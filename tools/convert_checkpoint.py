@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Convert a released PIIP detector to a Detectron2 checkpoint, or back.
+"""Convert a released PIIP detector or segmentor to a Detectron2 checkpoint, or back.
 
 tools/convert_checkpoint.py IN OUT --config-file CONFIG [--to-official] [key=value ...]
 """
@@ -26,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argument_parser(epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", metavar="IN", help="checkpoint to convert, a path or a URL")
     parser.add_argument("target", metavar="OUT", help=".safetensors or .pth file to write")
-    parser.add_argument("--config-file", metavar="CONFIG", required=True, help="LazyConfig of the detector")
+    parser.add_argument("--config-file", metavar="CONFIG", required=True, help="LazyConfig of the model")
     parser.add_argument(
         "--to-official", action="store_true", help="from Detectron2's names to the released ones"
     )

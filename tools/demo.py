@@ -39,7 +39,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     from piip.detection.predict import InstanceRenderer, skip_below
     from piip.engine.config import load_config
     from piip.engine.own_data import follow_weights, use_own_data
-    from piip.engine.predict import Predictor, predict
+    from piip.engine.predict import Predictor, Renderer, predict
+    from piip.segmentation.predict import SemanticRenderer
 
     cfg = load_config(args.config_file, args.opts)
     weights = args.weights or cfg.train.init_checkpoint
@@ -50,8 +51,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     follow_weights(cfg, weights)
     use_own_data(cfg, args.data, train=False)
     predictor = Predictor(cfg, weights)
-    skip_below(predictor.model, args.score_threshold)
-    renderer = InstanceRenderer(predictor.metadata, args.score_threshold)
+    renderer: Renderer
+    if predictor.metadata.get("thing_classes") is None:
+        renderer = SemanticRenderer(predictor.metadata)
+    else:
+        skip_below(predictor.model, args.score_threshold)
+        renderer = InstanceRenderer(predictor.metadata, args.score_threshold)
     report = predict(predictor, renderer, args.input, args.output)
     print(f"{report.drawn} images and frames drawn, {len(report.skipped)} files skipped: {args.output}")
     return 0 if report.drawn else 1

@@ -1,33 +1,40 @@
 #!/usr/bin/env python
-"""List the released detectors, or check every row of the list against its config.
+"""List the published detectors and segmentors, or check every row of the lists against its config.
 
 tools/model_zoo.py [--check]
 """
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
 from piip.engine.command_line import argument_parser, tool
+from piip.weights import segmentation_zoo
 from piip.weights.model_zoo import RELEASED, markdown_table
 
-CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "COCO"
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 
 
 @tool
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the table, or the check's findings; status 1 where a row is wrong."""
-    parser = argument_parser(description="Lists the released detectors as a Markdown table.")
+    parser = argument_parser(description="Lists the published detectors and segmentors as Markdown tables.")
     parser.add_argument("--check", action="store_true", help="build each config and compare it with its row")
     if not parser.parse_args(argv).check:
-        print(markdown_table())
+        print(f"{markdown_table()}\n\n{segmentation_zoo.markdown_table()}")
         return 0
-    from piip.measure.zoo_check import check  # needs Detectron2, which the list does not
+    # these need Detectron2, which the list does not
+    from piip.measure.segmentation_zoo_check import check_segmentor
+    from piip.measure.zoo_check import check
 
     wrong = 0
-    for released in RELEASED:
-        problems = check(released, CONFIGS)
+    findings = itertools.chain(
+        ((row.config, check(row, CONFIGS / "COCO")) for row in RELEASED),
+        ((row.config, check_segmentor(row, CONFIGS / "ADE20K")) for row in segmentation_zoo.SEGMENTORS),
+    )
+    for config, problems in findings:
         wrong += bool(problems)
-        print(f"{'; '.join(problems) or 'ok'}: {released.config}", flush=True)
+        print(f"{'; '.join(problems) or 'ok'}: {config}", flush=True)
     return 1 if wrong else 0
 
 

@@ -72,8 +72,9 @@ class PIIP(nn.Module):
 
     Args:
         branches: the models.
-        image_sizes: nominal image side of each branch in pixels. Only the ratios to the largest matter: an
-            input of any size and shape is taken to be the largest image.
+        image_sizes: nominal image side of each branch in pixels. Only the ratios to the input's matter.
+        input_size: nominal side of the input in pixels, None for the largest of the image sizes; branches
+            whose image is larger see it enlarged.
         num_interactions: number of stages, each followed by an interaction; 0 for none. Branches are cut into
             as many stages by :func:`split_stages`. Not used where ``stages`` is given.
         stages: first and last block of each stage of each branch, for another cut. Blocks in no stage are not
@@ -101,6 +102,7 @@ class PIIP(nn.Module):
         branches: Sequence[Branch],
         image_sizes: Sequence[int],
         *,
+        input_size: int | None = None,
         num_interactions: int = 12,
         stages: Sequence[Sequence[Stage]] | None = None,
         links: Literal["adjacent", "all"] | Sequence[Link] = "adjacent",
@@ -122,6 +124,7 @@ class PIIP(nn.Module):
                 )
         self.branches = nn.ModuleList(branches)  # type: ignore[assignment]
         self.image_sizes = [int(size) for size in image_sizes]
+        self.input_size = input_size or max(self.image_sizes)
 
         if stages is None:
             stages = [split_stages(branch.depth, max(num_interactions, 1)) for branch in branches]
@@ -183,24 +186,23 @@ class PIIP(nn.Module):
         return [*(tap.out_dim for tap in self.taps.values()), self.out_channels]
 
     def pyramid_strides(self) -> list[int]:
-        """Input pixels per token, along one side, of the maps of :meth:`pyramid_channels`."""
+        """Pixels of the largest image per token, along one side, of the maps of :meth:`pyramid_channels`."""
         if not self.taps:
             return [self.stride] * 4
         return [*(self.stage_strides(int(tap))[self.reference] for tap in self.taps), self.stride]
 
     @property
     def stride(self) -> int:
-        """Input pixels per token of the merged map, along one side."""
+        """Pixels of the largest image per token of the merged map, along one side."""
         return self.stage_strides(self.num_stages - 1)[self.reference]
 
     @property
     def size_divisibility(self) -> int:
         """Smallest side of which every multiple gives every branch whole patches, without remainder."""
-        largest = max(self.image_sizes)
         exact = 1
         for branch, size in zip(self.branches, self.image_sizes, strict=True):
-            patch = branch.stride(branch.depth - 1)
-            exact = math.lcm(exact, patch * largest // math.gcd(patch * largest, size))
+            patch = branch.stride(branch.depth - 1) * self.input_size
+            exact = math.lcm(exact, patch // math.gcd(patch, size))
         return exact
 
     def stage_channels(self, stage: int) -> list[int]:
@@ -222,14 +224,13 @@ class PIIP(nn.Module):
         ``scale_factor`` rather than ``size``, as published: the image has ``floor(H * scale)`` rows but is
         sampled at steps of exactly ``1 / scale``. No antialiasing.
         """
-        largest = max(self.image_sizes)
         images = []
         for size in self.image_sizes:
-            if size == largest:
+            if size == self.input_size:
                 images.append(x)
                 continue
             resized = F.interpolate(
-                at_least_float32(x), scale_factor=size / largest, mode="bilinear", align_corners=False
+                at_least_float32(x), scale_factor=size / self.input_size, mode="bilinear", align_corners=False
             )
             images.append(resized.to(x.dtype))
         return images
@@ -297,8 +298,8 @@ class PIIP(nn.Module):
             x: ``(B, 3, H, W)``. Padding, if any, is ordinary input: nothing is masked.
 
         Returns:
-            ``(B, out_channels, h, w)`` with ``h = H // stride`` where H is a multiple of
-            ``size_divisibility``.
+            ``(B, out_channels, h, w)``; where H is a multiple of ``size_divisibility``, h is the number of
+            rows of the largest image, ``H * max(image_sizes) / input_size``, over ``stride``.
 
         Raises:
             ValueError: when a branch's image would be smaller than one patch.

@@ -22,10 +22,10 @@ from detectron2.config import instantiate
 from detectron2.data import MetadataCatalog
 from omegaconf import DictConfig, OmegaConf
 
-from piip.detection.own_data import CocoFiles, set_num_classes
+from piip.detection.own_data import CocoFiles
 from piip.engine.checkpoint import Checkpointer, check_same_classes
 from piip.engine.config import load_config
-from piip.engine.own_data import follow_weights, use_own_data, without_overrides
+from piip.engine.own_data import follow_weights, set_num_classes, use_own_data, without_overrides
 from piip.engine.predict import Predictor
 from piip.engine.train import build_model, evaluate, train
 from piip.quick.shapes import write_split
@@ -215,11 +215,11 @@ def test_the_number_of_classes_of_any_detector() -> None:
             }
         }
     )
-    set_num_classes(cfg, 3)
+    set_num_classes(cfg, 3, "", "roi_heads")
     assert cfg.model.num_classes == cfg.model.head.num_classes == cfg.model.losses[0].num_classes == 3
     assert cfg.model.backbone.num_classes == 1000
     with pytest.raises(ValueError, match="has no num_classes"):
-        set_num_classes(OmegaConf.create({"model": {"backbone": {"num_classes": 1000}}}), 3)
+        set_num_classes(OmegaConf.create({"model": {"backbone": {"num_classes": 1000}}}), 3, "", "roi_heads")
 
 
 def edit(data: list[str], **changes: Any) -> None:

@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
-from detectron2.config import instantiate
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from ..engine.checkpoint import ClassShapes
+from ..engine.own_data import LOADERS, class_shapes, set_num_classes, splits
 from .data import register_coco
 
-__all__ = ["CocoData", "CocoFiles", "class_shapes", "set_num_classes"]
+__all__ = ["CocoData", "CocoFiles"]
 
-_LOADERS = {"train": "train", "val": "test"}  # splits on the command line: their loaders in the config
 _FORM = "[train=|val=]ANNOTATIONS.json[:IMAGES]"
+_PLACES = ("", "roi_heads")  # sections of a model that may hold its number of classes
 _LOOKED_AT = 100  # images whose files are looked for before training
 
 
@@ -140,16 +139,12 @@ class CocoData:
                 has no number of classes; or it learns masks, of which there are none.
             FileNotFoundError: a file or folder is not there, or none of the images.
         """
-        splits = _splits(data)
-        if missing := [s for s in _LOADERS if s not in splits and (train or s == "val")]:
-            raise ValueError(
-                f"--data has no {missing[0]} set: give {missing[0]}=ANNOTATIONS.json:IMAGES, too"
-            )
-        classes = splits["val"].categories()
-        for split, files in splits.items():
+        found = splits(data, CocoFiles.parse, "ANNOTATIONS.json:IMAGES", train=train)
+        classes = found["val"].categories()
+        for split, files in found.items():
             if files.categories() != classes:
                 raise ValueError(
-                    f"{files.annotations} and {splits['val'].annotations} have different categories: both "
+                    f"{files.annotations} and {found['val'].annotations} have different categories: both "
                     "need the same ids and names"
                 )
             files.check_images()
@@ -159,35 +154,17 @@ class CocoData:
                 "thing_dataset_id_to_contiguous_id": {id_: i for i, id_ in enumerate(classes)},
             }
             register_coco(name, files.annotations, files.images, metadata)
-            cfg.dataloader[_LOADERS[split]].dataset.names = name
+            cfg.dataloader[LOADERS[split]].dataset.names = name
         if "dataset_name" in cfg.dataloader.get("evaluator", {}):
             cfg.dataloader.evaluator.dataset_name = "own_val"
         if train:
-            _prepare_masks(cfg, splits["train"])
-        return class_shapes(cfg, len(classes))
+            _prepare_masks(cfg, found["train"])
+        return class_shapes(cfg, len(classes), *_PLACES)
 
     def follow(self, cfg: DictConfig, metadata: Mapping[str, Any]) -> None:
         """Give the config's detector, in place, the number of classes that a checkpoint names."""
         if classes := metadata.get("thing_classes"):
-            set_num_classes(cfg, len(classes))
-
-
-def _splits(data: Sequence[str]) -> dict[str, CocoFiles]:
-    """Files by split.
-
-    Raises:
-        ValueError: a split is given twice.
-    """
-    splits: dict[str, CocoFiles] = {}
-    for text in data:
-        split, equals, rest = text.partition("=")
-        named = bool(equals) and split in _LOADERS
-        files = CocoFiles.parse(rest if named else text)
-        for name in [split] if named else _LOADERS:
-            if name in splits:
-                raise ValueError(f"--data gives the {name} set twice: {' '.join(data)}")
-            splits[name] = files
-    return splits
+            set_num_classes(cfg, len(classes), *_PLACES)
 
 
 def _prepare_masks(cfg: DictConfig, files: CocoFiles) -> None:
@@ -203,57 +180,3 @@ def _prepare_masks(cfg: DictConfig, files: CocoFiles) -> None:
         )
     if files.has_run_lengths() and "mapper" in cfg.dataloader.train:
         cfg.dataloader.train.mapper.instance_mask_format = "bitmask"
-
-
-def set_num_classes(cfg: DictConfig, number: int) -> None:
-    """Replace a detector's number of classes wherever its model holds it, in place.
-
-    It is the `num_classes` of the model itself or of its `roi_heads`, and every other `num_classes` in the
-    model that has the same value, such as that of a loss.
-
-    Raises:
-        ValueError: the model has no number of classes.
-    """
-    for node in _class_counts(cfg.model):
-        node.num_classes = number
-
-
-def class_shapes(cfg: DictConfig, number: int) -> ClassShapes:
-    """:func:`set_num_classes`, and which parameters follow it: those whose shape one class more changes."""
-    nodes, shapes = _class_counts(cfg.model), []
-    for count in (number + 1, number):
-        for node in nodes:
-            node.num_classes = count
-        with torch.device("meta"):
-            state = instantiate(cfg.model).state_dict()
-        shapes.append({key: tensor.shape for key, tensor in state.items()})
-    more, these = shapes
-    return {
-        key: tuple(a if a == b else None for a, b in zip(shape, more[key], strict=True))
-        for key, shape in these.items()
-        if shape != more[key]
-    }
-
-
-def _class_counts(model: DictConfig) -> list[DictConfig]:
-    """Sections of a model whose `num_classes` is the detector's.
-
-    Raises:
-        ValueError: there are none.
-    """
-    places = list(_with_num_classes(model))
-    own = [node for path, node in places if path in ("", "roi_heads")]
-    if not own:
-        raise ValueError("the config's model has no num_classes (of its own or of its roi_heads) to change")
-    return [node for _, node in places if node.num_classes == own[0].num_classes]
-
-
-def _with_num_classes(node: Any, path: str = "") -> Iterator[tuple[str, DictConfig]]:
-    """Sections that hold a `num_classes` of their own, with their place in the model."""
-    own = isinstance(node, DictConfig) and "num_classes" in node
-    if own and not OmegaConf.is_interpolation(node, "num_classes"):
-        yield path, node
-    if isinstance(node, DictConfig | ListConfig):
-        for key in range(len(node)) if isinstance(node, ListConfig) else node:
-            if not OmegaConf.is_interpolation(node, key):
-                yield from _with_num_classes(node[key], f"{path}.{key}".lstrip("."))

@@ -16,9 +16,7 @@ from detectron2.structures import Instances
 from detectron2.utils.visualizer import ColorMode, Visualizer
 from torch import nn
 
-from ..engine.predict import Image
-
-LARGEST_PICTURE = 12_000_000  # pixels drawn: drawing takes some hundred bytes a pixel
+from ..engine.predict import LARGEST_PICTURE, Image
 
 __all__ = ["InstanceRenderer", "draw", "skip_below", "visualizer"]
 
@@ -90,5 +88,9 @@ class InstanceRenderer:
         """The image with its detections, made smaller beyond `LARGEST_PICTURE`."""
         return draw(*shrink(image, self._chosen(output)), self.metadata)
 
-    def save(self, output: dict[str, Any], picture: Path) -> None:
+    def output_size(self, height: int, width: int) -> tuple[int, int]:
+        """The image's own."""
+        return height, width
+
+    def save(self, output: dict[str, Any], picture: Path, size: tuple[int, int]) -> None:
         """Detections have no file of their own: the records hold them."""

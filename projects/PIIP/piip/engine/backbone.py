@@ -15,7 +15,14 @@ from torch import Tensor, nn
 from ..backbone import PIIP
 from ..neck import LEVELS, PyramidBackbone, published_pyramid
 
-__all__ = ["MergedMapBackbone", "ReleasedFPN", "ReleasedPyramidBackbone", "SimplePyramid", "piip_backbone"]
+__all__ = [
+    "MergedMapBackbone",
+    "ReleasedFPN",
+    "ReleasedPyramidBackbone",
+    "SimplePyramid",
+    "piip_backbone",
+    "released_maps",
+]
 
 
 class MergedMapBackbone(Backbone):
@@ -34,12 +41,20 @@ class MergedMapBackbone(Backbone):
 
 
 class ReleasedPyramidBackbone(PyramidBackbone, Backbone):
-    """The backbone of the released detectors, "f1" to "f4", at strides 4 to 32."""
+    """The backbone of the released detectors and segmentors, "f1" to "f4", at strides 4 to 32.
+
+    Where the largest image is larger than the input, strides are fractions, and not told.
+    """
+
+    @property
+    def size_divisibility(self) -> int:
+        return _exact_divisibility(self.piip, max(self.level_strides().values()))
 
     def output_shape(self) -> dict[str, ShapeSpec]:
+        plain = max(self.piip.image_sizes) == self.piip.input_size
         strides = self.level_strides()
         return {
-            level: ShapeSpec(channels=channels, stride=strides[level])
+            level: ShapeSpec(channels=channels, stride=strides[level] if plain else None)
             for level, channels in self.level_channels().items()
         }
 
@@ -97,7 +112,19 @@ def _exact_divisibility(piip: PIIP, coarsest_stride: int) -> int:
     alone are served then.
     """
     exact = math.lcm(piip.size_divisibility, coarsest_stride)
-    return exact if exact <= max(piip.image_sizes) else coarsest_stride
+    return exact if exact <= piip.input_size else coarsest_stride
+
+
+def released_maps(
+    piip: PIIP, *, pyramid_norm: Literal["group", "layer"] = "group"
+) -> ReleasedPyramidBackbone:
+    """The backbone of the released segmentors: the four maps, without an FPN.
+
+    Args:
+        piip: the image pyramid network.
+        pyramid_norm: as in :func:`piip_backbone`.
+    """
+    return ReleasedPyramidBackbone(piip, published_pyramid(piip, norm=pyramid_norm))
 
 
 def piip_backbone(

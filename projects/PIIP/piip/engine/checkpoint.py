@@ -10,7 +10,7 @@ import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from torch import Tensor, nn
 
-from ..weights.official_detector import convert_detector, is_official
+from ..weights.formats import published_format
 from ..weights.tensor_file import check_finite, read_file, state_dict_of, unwrap
 
 METADATA = "metadata"
@@ -174,11 +174,12 @@ class Checkpointer(DetectionCheckpointer):
         return loaded
 
     def _with_our_names(self, loaded: dict[str, Any], filename: str) -> dict[str, Any]:
-        """Convert a released detector, and leave what else is in its file; others stay as they are."""
-        if not is_official(unwrap(loaded)):
+        """Convert what was released, and leave what else is in its file; others stay as they are."""
+        released = published_format(unwrap(loaded))
+        if released is None:
             return loaded
-        self.logger.info(f"{filename} is a released detector: converting the names of its tensors")
-        return {"model": convert_detector(state_dict_of(loaded, filename), filename)}
+        self.logger.info(f"{filename} is a released {released.name}: converting the names of its tensors")
+        return {"model": released.convert(state_dict_of(loaded, filename), filename)}
 
     def _torch_load(self, filename: str) -> Any:
         return read_file(filename)

@@ -1,4 +1,4 @@
-"""Released detectors to Detectron2 checkpoints and back, checked against the config that they are for."""
+"""Released checkpoints to Detectron2's and back, checked against the config that they are for."""
 
 from __future__ import annotations
 
@@ -12,13 +12,15 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from ..weights.download import local_path
-from ..weights.official_detector import convert_detector, is_official, to_official_detector
-from ..weights.tensor_file import check_values, read_state, write_file
+from ..weights.formats import own_format, published_format
+from ..weights.tensor_file import check_finite, read_state, write_file
 from .checkpoint import differences
 
 __all__ = ["convert_checkpoint"]
 
 _PARTS = (
+    "backbone.piip.branches",
+    "backbone.piip.interactions",
     "backbone.bottom_up.piip.branches",
     "backbone.bottom_up.piip.interactions",
     "backbone",
@@ -48,7 +50,9 @@ def _summary(state: Mapping[str, Tensor]) -> list[str]:
     """Lines that say what is in a checkpoint under our names."""
     parts: Counter[str] = Counter()
     for key, tensor in state.items():
-        parts[next((part for part in _PARTS if key.startswith(part)), "roi_heads")] += tensor.numel()
+        parts[next((part for part in _PARTS if key.startswith(part)), key.partition(".")[0])] += (
+            tensor.numel()
+        )
     types = Counter(str(tensor.dtype).removeprefix("torch.") for tensor in state.values())
     total = f"{len(state)} tensors, {sum(parts.values()) / 1e6:.2f} M numbers"
     kinds = ", ".join(f"{count} {dtype}" for dtype, count in types.most_common())
@@ -84,17 +88,19 @@ def convert_checkpoint(
     if not path.parent.is_dir():
         raise FileNotFoundError(f"folder {path.parent} of {target} does not exist: make it")
     state = read_state(local_path(source))
-    if is_official(state) == to_official:
+    released = published_format(state)
+    if (released is not None) == to_official:
         kind, way = ("already a released", "without") if to_official else ("not a released", "with")
-        raise ValueError(f"{source} is {kind} detector: convert it {way} --to-official")
-    ours = state if to_official else convert_detector(state, source)
-    check_values(ours, source)
+        name = released.name if released else own_format(state).name
+        raise ValueError(f"{source} is {kind} {name}: convert it {way} --to-official")
+    ours = released.convert(state, source) if released else state
+    check_finite(ours, source)
     model = _model_state(cfg)
     if problems := differences(ours, model):
         raise ValueError(
             f"{source} does not fit the model of {config_name}: {'; '.join(problems)}.{_hint(ours, model)}"
         )
-    converted = to_official_detector(ours, source) if to_official else ours
+    converted = own_format(ours).to_official(ours, source) if to_official else ours
     container = "state_dict" if to_official else "model"
     write_file(converted if path.suffix == ".safetensors" else {container: converted}, path)
     return [f"{source} fits {config_name}", *_summary(ours), f"written to {target}"]

@@ -3,15 +3,30 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from typing import Any, Protocol, cast
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Protocol, TypeVar, cast
 
+import torch
 from detectron2.config import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from .checkpoint import ClassShapes, read_metadata
 
-__all__ = ["OwnData", "follow_weights", "use_own_data", "without_overrides"]
+__all__ = [
+    "LOADERS",
+    "OwnData",
+    "class_shapes",
+    "follow_weights",
+    "set_num_classes",
+    "splits",
+    "use_own_data",
+    "without_overrides",
+]
+
+LOADERS = {"train": "train", "val": "test"}
+"""Splits on the command line: their loaders in a config."""
+
+Parsed = TypeVar("Parsed")
 
 _PLACE = "dataloader.own_data"
 
@@ -75,3 +90,91 @@ def follow_weights(cfg: DictConfig, weights: str) -> None:
     own, metadata = _of(cfg), read_metadata(weights)
     if own is not None and metadata:
         own.follow(cfg, metadata)
+
+
+def splits(
+    data: Sequence[str], parse: Callable[[str], Parsed], form: str, *, train: bool
+) -> dict[str, Parsed]:
+    """What `--data` names, by split.
+
+    Args:
+        data: "train=..." and "val=...", or one without a split for both.
+        parse: reads what follows the split.
+        form: what that looks like, for errors.
+        train: whether the training split is needed.
+
+    Raises:
+        ValueError: a split is missing, or given twice.
+    """
+    found: dict[str, Parsed] = {}
+    for text in data:
+        split, equals, rest = text.partition("=")
+        named = bool(equals) and split in LOADERS
+        parsed = parse(rest if named else text)
+        for name in [split] if named else LOADERS:
+            if name in found:
+                raise ValueError(f"--data gives the {name} set twice: {' '.join(data)}")
+            found[name] = parsed
+    if missing := [split for split in LOADERS if split not in found and (train or split == "val")]:
+        raise ValueError(f"--data has no {missing[0]} set: give {missing[0]}={form}, too")
+    return found
+
+
+def set_num_classes(cfg: DictConfig, number: int, *places: str) -> None:
+    """Replace a model's number of classes wherever it is held, in place.
+
+    It is the `num_classes` of one of some sections of the model, and every other `num_classes` in the model
+    that has the same value, such as that of a loss.
+
+    Args:
+        cfg: a LazyConfig.
+        number: of classes.
+        places: the sections, such as "roi_heads"; "" for the model itself.
+
+    Raises:
+        ValueError: the model has no number of classes.
+    """
+    for node in _class_counts(cfg.model, places):
+        node.num_classes = number
+
+
+def class_shapes(cfg: DictConfig, number: int, *places: str) -> ClassShapes:
+    """:func:`set_num_classes`, and which parameters follow it: those whose shape one class more changes."""
+    nodes, shapes = _class_counts(cfg.model, places), []
+    for count in (number + 1, number):
+        for node in nodes:
+            node.num_classes = count
+        with torch.device("meta"):
+            state = instantiate(cfg.model).state_dict()
+        shapes.append({key: tensor.shape for key, tensor in state.items()})
+    more, these = shapes
+    return {
+        key: tuple(a if a == b else None for a, b in zip(shape, more[key], strict=True))
+        for key, shape in these.items()
+        if shape != more[key]
+    }
+
+
+def _class_counts(model: DictConfig, own_places: Sequence[str]) -> list[DictConfig]:
+    """Sections of a model whose `num_classes` is the model's.
+
+    Raises:
+        ValueError: there are none.
+    """
+    places = list(_with_num_classes(model))
+    own = [node for path, node in places if path in own_places]
+    if not own:
+        names = " or of ".join(f"its {place}" if place else "its own" for place in own_places)
+        raise ValueError(f"the config's model has no num_classes (of {names}) to change")
+    return [node for _, node in places if node.num_classes == own[0].num_classes]
+
+
+def _with_num_classes(node: Any, path: str = "") -> Iterator[tuple[str, DictConfig]]:
+    """Sections that hold a `num_classes` of their own, with their place in the model."""
+    own = isinstance(node, DictConfig) and "num_classes" in node
+    if own and not OmegaConf.is_interpolation(node, "num_classes"):
+        yield path, node
+    if isinstance(node, DictConfig | ListConfig):
+        for key in range(len(node)) if isinstance(node, ListConfig) else node:
+            if not OmegaConf.is_interpolation(node, key):
+                yield from _with_num_classes(node[key], f"{path}.{key}".lstrip("."))

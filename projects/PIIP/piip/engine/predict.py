@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from ..backbone import PIIP
 from .checkpoint import METADATA, Checkpointer
-from .train import autocast, build_model
+from .train import autocast, build_model, with_tta
 
 _logger = logging.getLogger("detectron2.piip")
 
@@ -41,8 +41,15 @@ Image = npt.NDArray[np.uint8]
 _LARGEST = 4  # times the pixels of the square that a model is made for; attention grows with their square
 
 
+LARGEST_PICTURE = 12_000_000
+"""Pixels drawn: drawing takes some hundred bytes a pixel."""
+
+
 class Renderer(Protocol):
     """What a task makes of a model's output for one image."""
+
+    def output_size(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width at which the model should answer for an image of this size."""
 
     def records(self, output: Any, image_id: int) -> list[dict[str, Any]]:
         """Entries of `predictions.json`."""
@@ -50,8 +57,8 @@ class Renderer(Protocol):
     def draw(self, image: Image, output: Any) -> Image:
         """The image with the output drawn on it, of the same size."""
 
-    def save(self, output: Any, picture: Path) -> None:
-        """Write what belongs beside the picture drawn, if anything."""
+    def save(self, output: Any, picture: Path, size: tuple[int, int]) -> None:
+        """Write what belongs beside the picture drawn, if anything, for an image of that height and width."""
 
 
 class Predictor:
@@ -68,12 +75,17 @@ class Predictor:
         self.augmentations = T.AugmentationList(instantiate(cfg.dataloader.test.mapper.augmentations))
         self.autocast = autocast(cfg.train.device, cfg.train.get("eval_precision", "float32"))
         self.metadata = _metadata(cfg, loaded.get(METADATA))
+        self.model = with_tta(cfg, self.model)
         sizes = [max(module.image_sizes) for module in self.model.modules() if isinstance(module, PIIP)]
         self.side = max(sizes, default=None)
 
     @torch.inference_mode()
-    def __call__(self, image: Image) -> dict[str, Any]:
-        """What the model says of one image, at the image's own size, on the CPU.
+    def __call__(self, image: Image, size: tuple[int, int] | None = None) -> dict[str, Any]:
+        """What the model says of one image, on the CPU.
+
+        Args:
+            image: the image.
+            size: height and width that the answer is for; None for the image's own.
 
         Raises:
             ValueError: the config does not resize, and the image is far larger than the model is made for.
@@ -91,6 +103,7 @@ class Predictor:
                 "dataloader.test.mapper.augmentations, such as piip.engine.resize.ResizeToFit"
             )
         tensor = torch.from_numpy(np.ascontiguousarray(augmented.image.transpose(2, 0, 1)))
+        height, width = size or (height, width)
         with self.autocast:
             (output,) = self.model([{"image": tensor, "height": height, "width": width}])
         return {key: value.to("cpu") for key, value in output.items()}
@@ -103,7 +116,9 @@ def _metadata(cfg: DictConfig, kept: dict[str, Any] | None) -> Metadata:
     names = cfg.dataloader.test.dataset.names
     name = names if isinstance(names, str) else names[0]
     metadata = MetadataCatalog.get(name)
-    if metadata.get("thing_classes") is None:  # a dataset of the user's own: its annotations name the classes
+    if not any(
+        metadata.get(key) for key in ("thing_classes", "stuff_classes")
+    ):  # a dataset of the user's own: its annotations name the classes
         DatasetCatalog.get(name)
     return metadata
 
@@ -201,7 +216,7 @@ class Job:
 
     def _predict(self, image: Image, **origin: Any) -> tuple[dict[str, Any], Image]:
         """The model's output for an image, and the picture of it."""
-        output = self.predictor(image)
+        output = self.predictor(image, self.renderer.output_size(*image.shape[:2]))
         self.images += 1
         self.predictions += [{**r, **origin} for r in self.renderer.records(output, self.images)]
         return output, self.renderer.draw(image, output)
@@ -212,12 +227,13 @@ class Job:
         Raises:
             UnreadableFileError: it cannot be read.
         """
-        output, drawn = self._predict(_read(path), file_name=str(path))
+        image = _read(path)
+        output, drawn = self._predict(image, file_name=str(path))
         suffix = path.suffix.lower()
         target = self._target(path, suffix if suffix in _DRAWN_SUFFIXES else ".png")
         if not cv2.imwrite(str(target), drawn):
             raise OSError(f"cannot write {target}")
-        self.renderer.save(output, target)
+        self.renderer.save(output, target, image.shape[:2])
 
     def video(self, path: Path, bar: tqdm) -> None:
         """Draw one video, frame by frame.

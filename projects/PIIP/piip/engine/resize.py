@@ -11,7 +11,7 @@ import numpy.typing as npt
 from detectron2.data.transforms import Augmentation, AugmentationList
 from fvcore.transforms.transform import Transform
 
-__all__ = ["OneOf", "OpenCVResize", "RandomResizeToFit", "ResizeToFit"]
+__all__ = ["OneOf", "OpenCVResize", "RandomResizeToFit", "RandomScaleToFit", "ResizeToCover", "ResizeToFit"]
 
 Array = npt.NDArray[Any]
 
@@ -104,6 +104,48 @@ class RandomResizeToFit(Augmentation):
 
     def get_transform(self, image: Array) -> OpenCVResize:
         return self.resizes[np.random.randint(len(self.resizes))].get_transform(image)
+
+
+class RandomScaleToFit(Augmentation):
+    """:class:`ResizeToFit` with both edges times a factor drawn anew for each image.
+
+    Args:
+        long_edge, short_edge: as there, at a factor of 1.
+        low, high: smallest and largest factor.
+    """
+
+    def __init__(self, long_edge: int, short_edge: int, low: float, high: float) -> None:
+        super().__init__()
+        self.long_edge, self.short_edge, self.low, self.high = long_edge, short_edge, low, high
+
+    def get_transform(self, image: Array) -> OpenCVResize:
+        factor = np.random.uniform(self.low, self.high)
+        edges = (max(int(edge * factor), 1) for edge in (self.long_edge, self.short_edge))
+        return ResizeToFit(*edges).get_transform(image)
+
+
+class ResizeToCover(Augmentation):
+    """Resize an image, up or down, until its shorter side has one length; the longer one is as it may.
+
+    Args:
+        short_edge: length of the shorter side, in pixels.
+        longest: what the longer side may come to; a line of pixels would have no bounds.
+    """
+
+    def __init__(self, short_edge: int, longest: int = 16384) -> None:
+        super().__init__()
+        self.short_edge, self.longest = short_edge, longest
+
+    def get_transform(self, image: Array) -> OpenCVResize:
+        height, width = image.shape[:2]
+        scale = self.short_edge / min(height, width)
+        new_height, new_width = (int(side * scale + 0.5) for side in (height, width))
+        if max(new_height, new_width) > self.longest:
+            raise ValueError(
+                f"an image of {width}x{height} px would become {new_width}x{new_height}: expected a longer "
+                f"side of at most {self.longest}"
+            )
+        return OpenCVResize(height, width, new_height, new_width)
 
 
 class OneOf(Augmentation):

@@ -5,6 +5,8 @@ Beyond Detectron2's, a config may set in `train`:
         checkpoints.
     precision, eval_precision: "float32" (default) or "bfloat16" (autocast; weights and optimizer stay as they
         are).
+    tta: evaluate and predict with the test-time augmentation that the config's `tta` describes; false by
+        default.
 """
 
 from __future__ import annotations
@@ -184,6 +186,24 @@ def class_names(cfg: DictConfig) -> dict[str, Any]:
     return {key: known[key] for key in _CLASSES if known.get(key) is not None}
 
 
+def with_tta(cfg: DictConfig, model: nn.Module) -> nn.Module:
+    """The model, in the test-time augmentation that the config asks for, if it does.
+
+    Raises:
+        ValueError: the config knows no test-time augmentation for its model.
+    """
+    if not cfg.train.get("tta", False):
+        return model
+    if "tta" not in cfg:
+        raise ValueError(
+            "train.tta=True, but the config has no `tta` that says how, see configs/common/tta.py"
+        )
+    settings = cfg.tta.copy()
+    settings.model = model
+    wrapped: nn.Module = instantiate(settings)
+    return wrapped.eval()
+
+
 def evaluate(cfg: DictConfig, model: nn.Module) -> dict[str, dict[str, float]]:
     """Run the config's evaluator on its test set, in its `train.eval_precision`, and log the results.
 
@@ -191,6 +211,11 @@ def evaluate(cfg: DictConfig, model: nn.Module) -> dict[str, dict[str, float]]:
         Metrics by task, as the evaluator gives them; empty on all but the main process.
     """
     loader, evaluator = instantiate(cfg.dataloader.test), instantiate(cfg.dataloader.evaluator)
+    if isinstance(model, nn.parallel.DistributedDataParallel):
+        model = model.module
+        for buffer in model.buffers():  # batch norms of several processes see different images in training
+            torch.distributed.broadcast(buffer, src=0)
+    model = with_tta(cfg, model)
     with autocast(cfg.train.device, cfg.train.get("eval_precision", "float32")):
         results: dict[str, dict[str, float]] = inference_on_dataset(model, loader, evaluator)
     if comm.is_main_process():

@@ -35,6 +35,8 @@ _ORDER = (
     "proposal_head",
     "box_head",
     "mask_head",
+    "decode_head",
+    "auxiliary_head",
 )
 _BLOCK_PARTS = {
     "norm1": "attention_projections",
@@ -143,9 +145,8 @@ def check_input_size(input_size: tuple[int, int], patch: int) -> None:
 
 def token_shapes(piip: PIIP, input_size: tuple[int, int]) -> list[tuple[int, int]]:
     """Height and width, in tokens, of the first map of each branch."""
-    largest = max(piip.image_sizes)
     return [
-        tuple(math.floor(edge * (side / largest)) // branch.patch_size for edge in input_size)  # type: ignore[misc]
+        tuple(math.floor(edge * (side / piip.input_size)) // branch.patch_size for edge in input_size)  # type: ignore[misc]
         for branch, side in zip(piip.branches, piip.image_sizes, strict=True)
     ]
 
@@ -194,13 +195,13 @@ def actual_cost(
 
     Args:
         piip: on the meta device.
-        input_size: height and width in pixels; None for the square of its largest image size.
+        input_size: height and width in pixels; None for the square that it is made for.
         pyramid: a deconvolution stack on top, on the meta device, counted as the part "neck".
 
     Raises:
         ValueError: the input size is not a multiple of the patch.
     """
-    size = input_size or (max(piip.image_sizes),) * 2
+    size = input_size or (piip.input_size,) * 2
     check_input_size(size, piip.stride)
     image = torch.empty(1, 3, *size, device="meta")
     locate = piip_locator(piip)

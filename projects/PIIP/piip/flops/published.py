@@ -91,13 +91,13 @@ def published_cost(piip: PIIP, input_size: tuple[int, int] | None = None) -> Rep
 
     Args:
         piip: on any device; whatever its merge, the published one is counted.
-        input_size: height and width in pixels; None for the square of its largest image size.
+        input_size: height and width in pixels; None for the square that it is made for.
 
     Raises:
         ValueError: a branch is no plain vision transformer, or the input size is not a multiple of the
             patch.
     """
-    size = input_size or (max(piip.image_sizes),) * 2
+    size = input_size or (piip.input_size,) * 2
     check_input_size(size, piip.stride)
     total = Part()
     shapes = token_shapes(piip, size)

@@ -19,6 +19,7 @@ from ..engine.config import apply_overrides, load_config
 from ..flops import Report, count_operators, published_cost
 from ..flops.actual import check_input_size, collect, neck_part, piip_locator, transformer_part
 from ..flops.recipes import VIT_SIZES
+from ..segmentation.segmentor import Segmentor
 
 __all__ = ["detector_cost", "find_trunk", "load_detector", "own_input_size"]
 
@@ -44,18 +45,16 @@ def find_trunk(backbone: nn.Module) -> tuple[str, nn.Module]:
     )
 
 
-def own_input_size(detector: GeneralizedRCNN) -> tuple[int, int]:
-    """The square that a detector is made for: the largest image size of its PIIP, or what it pads to.
+def own_input_size(detector: GeneralizedRCNN | Segmentor) -> tuple[int, int]:
+    """The square that a model is made for: the input of its PIIP, or what it pads to.
 
     Raises:
         ValueError: the detector names no size.
     """
     backbone = detector.backbone
     _, trunk = find_trunk(backbone)
-    if isinstance(trunk, PIIP):
-        side = max(trunk.image_sizes)
-    else:
-        side = backbone.padding_constraints.get("square_size", 0)
+    made_for = trunk.input_size if isinstance(trunk, PIIP) else None
+    side = made_for or backbone.padding_constraints.get("square_size", 0)
     if not side:
         raise ValueError(
             f"{type(backbone).__name__} names no input size of its own: give --input-size HEIGHT WIDTH"
@@ -159,7 +158,11 @@ class _Forward(nn.Module):
         return tuple(outputs)
 
 
-def _inputs(detector: GeneralizedRCNN, size: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
+def _image(size: tuple[int, int]) -> tuple[Tensor, ...]:
+    return (torch.empty(1, 3, *size, device="meta"),)
+
+
+def _inputs(detector: GeneralizedRCNN, size: tuple[int, int]) -> tuple[Tensor, ...]:
     """An image, the pooled features of all proposals, and those of all detections."""
     heads = detector.roi_heads
     channels = {name: shape.channels for name, shape in detector.backbone.output_shape().items()}
@@ -172,35 +175,60 @@ def _inputs(detector: GeneralizedRCNN, size: tuple[int, int]) -> tuple[Tensor, T
     boxes = pooled("box", detector.proposal_generator.post_nms_topk[False])
     detections: Any = _as_list(heads.box_predictor)[-1].test_topk_per_image
     masks = pooled("mask", detections) if heads.mask_on else boxes
-    return torch.empty(1, 3, *size, device="meta"), boxes, masks
+    return *_image(size), boxes, masks
+
+
+class _SegmentorForward(nn.Module):
+    """A segmentor's forward pass on one window."""
+
+    def __init__(self, segmentor: Segmentor) -> None:
+        super().__init__()
+        self.backbone, self.in_features = segmentor.backbone, segmentor.in_features
+        self.decode_head = segmentor.heads.decode_head
+        self.auxiliary_head = segmentor.heads.auxiliary_head  # has parameters, but runs in training only
+
+    def forward(self, image: Tensor) -> Tensor:
+        features: Mapping[str, Tensor] = self.backbone(image)
+        logits: Tensor = self.decode_head([features[name] for name in self.in_features])
+        return logits
+
+
+def _check_countable(detector: nn.Module) -> GeneralizedRCNN | Segmentor:
+    if isinstance(detector, Segmentor):
+        return detector
+    if not isinstance(detector, GeneralizedRCNN):
+        raise ValueError(
+            f"the model is a {type(detector).__name__}: expected a GeneralizedRCNN or a Segmentor"
+        )
+    kinds = type(detector.proposal_generator), type(detector.roi_heads)
+    if not issubclass(kinds[0], RPN) or not issubclass(kinds[1], StandardROIHeads):
+        names = " and ".join(kind.__name__ for kind in kinds)
+        raise ValueError(f"cannot count {names}: expected an RPN and box heads of Detectron2")
+    return detector
 
 
 def detector_cost(
     detector: nn.Module, input_size: tuple[int, int] | None = None, *, accounting: str = "actual"
 ) -> Report:
-    """Count a detector.
+    """Count a detector or a segmentor.
 
     Args:
-        detector: a Mask or Faster R-CNN, cascaded or not, on the meta device.
-        input_size: height and width of the padded image in pixels; None for the detector's own.
+        detector: a Mask or Faster R-CNN, cascaded or not, or a segmentor, on the meta device.
+        input_size: height and width of the padded image, or of a segmentor's window, in pixels; None for the
+            model's own.
         accounting: "actual", everything from the image to the heads, at as many proposals and detections as
             the detector keeps in test; or "published", the backbone as the published tables count it.
 
     Returns:
         Parts "branch1", ..., "interactions", "merge" (of another backbone than PIIP: "backbone"), "neck",
-        "proposal_head", "box_head", "mask_head".
+        "proposal_head", "box_head", "mask_head", or "decode_head" and "auxiliary_head".
 
     Raises:
         ValueError: unknown accounting, a detector of another kind, or a size it cannot take.
     """
     if accounting not in ("actual", "published"):
         raise ValueError(f"unknown accounting {accounting!r}: expected 'actual' or 'published'")
-    if not isinstance(detector, GeneralizedRCNN):
-        raise ValueError(f"the model is a {type(detector).__name__}, no detector: expected a GeneralizedRCNN")
-    kinds = type(detector.proposal_generator), type(detector.roi_heads)
-    if not issubclass(kinds[0], RPN) or not issubclass(kinds[1], StandardROIHeads):
-        names = " and ".join(kind.__name__ for kind in kinds)
-        raise ValueError(f"cannot count {names}: expected an RPN and box heads of Detectron2")
+    detector = _check_countable(detector)
     trunk_name, trunk = find_trunk(detector.backbone)
     size = input_size or own_input_size(detector)
     if isinstance(trunk, PIIP):
@@ -218,7 +246,13 @@ def detector_cost(
         def locate_trunk(name: Sequence[str], operator: str | None) -> tuple[str, ...]:
             return "backbone", transformer_part(name, operator)
 
-    model = _Forward(detector).eval()
+    model: nn.Module
+    if isinstance(detector, Segmentor):
+        model, inputs = _SegmentorForward(detector).eval(), _image(size)
+        left_out = "sums of overlapping windows, enlargement of the logits"
+    else:
+        model, inputs = _Forward(detector).eval(), _inputs(detector, size)
+        left_out = "RoI pooling, non-maximum suppression, drawing of masks"
     prefix = ["backbone", *trunk_name.split(".")]
 
     def locate(name: Sequence[str], operator: str | None) -> tuple[str, ...]:
@@ -228,5 +262,4 @@ def detector_cost(
             return neck_part(operator)
         return ("box_head",) if name[0] == "box_predictor" else (name[0],)
 
-    counts = count_operators(model, _inputs(detector, size))
-    return collect(model, counts, locate, size, ["RoI pooling, non-maximum suppression, drawing of masks"])
+    return collect(model, count_operators(model, inputs), locate, size, [left_out])

@@ -1,4 +1,4 @@
-"""A COCO-format instance segmentation dataset that draws itself: shapes of very different sizes.
+"""A data set that draws itself, shapes of very different sizes: instances in COCO's format, and label maps.
 
 It exists so that training, evaluation and prediction can be tried and tested without a download. What it
 stresses is scale: objects run from 8 pixels to most of the image, in loose scenes, in scenes one object
@@ -20,6 +20,7 @@ from pycocotools import mask as coco_mask
 
 from ..detection.data import register_coco
 from ..engine.data import dataset_root
+from ..segmentation.data import register_folders
 
 CLASSES: tuple[str, ...] = ("disc", "square", "triangle", "star", "ring", "cross")
 _COLOURS = (
@@ -30,6 +31,10 @@ _COLOURS = (
     (200, 60, 220),
     (50, 200, 220),
 )  # RGB, to draw
+
+SEMANTIC_CLASSES: tuple[str, ...] = ("background", *CLASSES)
+"""Classes of the label maps."""
+_BACKGROUND_COLOUR = (128, 128, 128)
 
 MIN_EXTENT = 8  # pixels: the larger side of the smallest object
 _MIN_VISIBLE = 0.7  # an object is never hidden beyond this fraction of its own pixels
@@ -185,7 +190,9 @@ def _annotation(mask: Mask, label: int) -> dict[str, Any]:
 
 
 def write_split(root: Path, split: str, num_images: int, image_size: int, seed: int) -> Path:
-    """Write `root/split/*.png` and `root/instances_split.json`, the same bytes for the same arguments.
+    """Write images, instances and label maps, the same bytes for the same arguments.
+
+    They are `root/split/*.png`, `root/instances_split.json` and `root/labels_split/*.png`.
 
     Args:
         root: folder of the dataset, made if missing.
@@ -197,15 +204,20 @@ def write_split(root: Path, split: str, num_images: int, image_size: int, seed: 
     Returns:
         The path of the annotation file.
     """
-    (root / split).mkdir(parents=True, exist_ok=True)
+    for folder in (root / split, root / f"labels_{split}"):
+        folder.mkdir(parents=True, exist_ok=True)
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     for index in range(num_images):
         rng = np.random.default_rng([seed, *split.encode(), index])
         image, masks, labels = draw_scene(rng, image_size)
         name = f"{index:06d}.png"
-        if not cv2.imwrite(str(root / split / name), image):
-            raise OSError(f"cannot write {root / split / name}: check that the folder is writable")
+        semantic = np.zeros(image.shape[:2], np.uint8)
+        for mask, label in zip(masks, labels, strict=True):
+            semantic[mask] = label + 1  # visible pixels: masks do not overlap
+        for path, pixels in ((root / split / name, image), (root / f"labels_{split}" / name, semantic)):
+            if not cv2.imwrite(str(path), pixels):
+                raise OSError(f"cannot write {path}: check that the folder is writable")
         images.append({"id": index + 1, "file_name": name, "height": image_size, "width": image_size})
         for mask, label in zip(masks, labels, strict=True):
             identity = {"id": len(annotations) + 1, "image_id": index + 1}
@@ -217,7 +229,11 @@ def write_split(root: Path, split: str, num_images: int, image_size: int, seed: 
 
 
 def register() -> None:
-    """Register the dataset in `dataset_root()/shapes` as "shapes_train" and "shapes_val"."""
+    """Register what is in `dataset_root()/shapes`.
+
+    Instances are "shapes_train" and "shapes_val", label maps "shapes_sem_seg_train" and
+    "shapes_sem_seg_val".
+    """
     metadata = {
         "thing_classes": list(CLASSES),
         "thing_colors": list(_COLOURS),
@@ -226,3 +242,10 @@ def register() -> None:
     root = dataset_root() / "shapes"
     for split in ("train", "val"):
         register_coco(f"shapes_{split}", root / f"instances_{split}.json", root / split, metadata)
+        register_folders(
+            f"shapes_sem_seg_{split}",
+            root / split,
+            root / f"labels_{split}",
+            SEMANTIC_CLASSES,
+            stuff_colors=[_BACKGROUND_COLOUR, *_COLOURS],
+        )

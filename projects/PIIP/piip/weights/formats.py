@@ -1,0 +1,62 @@
+"""The kinds of checkpoints that were released, told apart by the names of their tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from .official_detector import convert_detector, to_official_detector
+from .official_segmentor import convert_segmentor, to_official_segmentor
+
+__all__ = ["ReleasedFormat", "own_format", "published_format"]
+
+_Rename = Callable[[Mapping[str, Tensor], object], dict[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class ReleasedFormat:
+    """A kind of checkpoint.
+
+    Attributes:
+        name: of what is in it.
+        published: how some of its names begin, and none of ours.
+        ours: how some of our model's begin.
+        convert: from the published names to ours; the second argument is what to call the source in errors.
+        to_official: and back.
+    """
+
+    name: str
+    published: tuple[str, ...]
+    ours: tuple[str, ...]
+    convert: _Rename
+    to_official: _Rename
+
+
+_FORMATS = (
+    ReleasedFormat(
+        "segmentor",
+        ("decode_head.", "auxiliary_head."),
+        ("heads.decode_head.",),
+        convert_segmentor,
+        to_official_segmentor,
+    ),
+    ReleasedFormat(
+        "detector",
+        ("neck.", "roi_head.", "rpn_head.", "bbox_head."),
+        ("",),
+        convert_detector,
+        to_official_detector,
+    ),
+)
+
+
+def published_format(names: Collection[str]) -> ReleasedFormat | None:
+    """The format whose published names these are; None where they are not published ones."""
+    return next((f for f in _FORMATS if any(name.startswith(f.published) for name in names)), None)
+
+
+def own_format(names: Collection[str]) -> ReleasedFormat:
+    """The format that a model with these names would be released in: a detector's where no other fits."""
+    return next(f for f in _FORMATS if any(name.startswith(f.ours) for name in names))
