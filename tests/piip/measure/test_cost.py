@@ -149,7 +149,7 @@ def test_errors(arguments: tuple[str, ...], message: str, capsys: pytest.Capture
         (
             "from detectron2.config import LazyCall as L\nfrom torch.nn import Linear\n"
             "model = L(Linear)(in_features=2, out_features=2)\n",
-            "the model is a Linear: expected a GeneralizedRCNN or a Segmentor",
+            "the model is a Linear: expected a GeneralizedRCNN, a DINODetector or a Segmentor",
         ),
     ],
 )

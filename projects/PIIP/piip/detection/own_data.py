@@ -18,7 +18,7 @@ from .data import register_coco
 __all__ = ["CocoData", "CocoFiles"]
 
 _FORM = "[train=|val=]ANNOTATIONS.json[:IMAGES]"
-_PLACES = ("", "roi_heads")  # sections of a model that may hold its number of classes
+_PLACES = ("", "roi_heads", "head")  # sections of a model that may hold its number of classes
 _LOOKED_AT = 100  # images whose files are looked for before training
 
 

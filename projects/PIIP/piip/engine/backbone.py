@@ -116,15 +116,21 @@ def _exact_divisibility(piip: PIIP, coarsest_stride: int) -> int:
 
 
 def released_maps(
-    piip: PIIP, *, pyramid_norm: Literal["group", "layer"] = "group"
+    piip: PIIP,
+    *,
+    pyramid_norm: Literal["group", "layer"] = "group",
+    outputs: Sequence[str] = LEVELS,
+    extra: Sequence[str] = (),
 ) -> ReleasedPyramidBackbone:
-    """The backbone of the released segmentors: the four maps, without an FPN.
+    """The backbone of the released segmentors and DINO detectors: the maps, without an FPN.
 
     Args:
         piip: the image pyramid network.
         pyramid_norm: as in :func:`piip_backbone`.
+        outputs, extra: as in :class:`piip.neck.DeconvPyramid`.
     """
-    return ReleasedPyramidBackbone(piip, published_pyramid(piip, norm=pyramid_norm))
+    pyramid = published_pyramid(piip, norm=pyramid_norm, outputs=outputs, extra=extra)
+    return ReleasedPyramidBackbone(piip, pyramid)
 
 
 def piip_backbone(

@@ -35,6 +35,9 @@ _ORDER = (
     "proposal_head",
     "box_head",
     "mask_head",
+    "encoder",
+    "decoder",
+    "heads",
     "decode_head",
     "auxiliary_head",
 )

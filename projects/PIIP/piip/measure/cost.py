@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ..backbone import PIIP
 from ..branches import ViTBranch
+from ..detection.dino.detector import DINODetector
 from ..engine.config import apply_overrides, load_config
 from ..flops import Report, count_operators, published_cost
 from ..flops.actual import check_input_size, collect, neck_part, piip_locator, transformer_part
@@ -45,7 +46,7 @@ def find_trunk(backbone: nn.Module) -> tuple[str, nn.Module]:
     )
 
 
-def own_input_size(detector: GeneralizedRCNN | Segmentor) -> tuple[int, int]:
+def own_input_size(detector: GeneralizedRCNN | DINODetector | Segmentor) -> tuple[int, int]:
     """The square that a model is made for: the input of its PIIP, or what it pads to.
 
     Raises:
@@ -193,12 +194,30 @@ class _SegmentorForward(nn.Module):
         return logits
 
 
-def _check_countable(detector: nn.Module) -> GeneralizedRCNN | Segmentor:
-    if isinstance(detector, Segmentor):
+class _DINOForward(nn.Module):
+    """A DINO's forward pass, up to the logits and boxes of all queries."""
+
+    def __init__(self, detector: DINODetector) -> None:
+        super().__init__()
+        self.backbone, self.head, self.in_features = detector.backbone, detector.head, detector.in_features
+
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        features: Mapping[str, Tensor] = self.backbone(image)
+        size = image.shape[2], image.shape[3]
+        found = self.head.predict([features[name] for name in self.in_features], [size], size)
+        return found.logits, found.boxes, found.encoder_logits
+
+
+_DINO_PARTS = {"neck": "neck", "encoder": "encoder", "decoder": "decoder"}
+
+
+def _check_countable(detector: nn.Module) -> GeneralizedRCNN | DINODetector | Segmentor:
+    if isinstance(detector, Segmentor | DINODetector):
         return detector
     if not isinstance(detector, GeneralizedRCNN):
         raise ValueError(
-            f"the model is a {type(detector).__name__}: expected a GeneralizedRCNN or a Segmentor"
+            f"the model is a {type(detector).__name__}: expected a GeneralizedRCNN, a DINODetector or a "
+            "Segmentor"
         )
     kinds = type(detector.proposal_generator), type(detector.roi_heads)
     if not issubclass(kinds[0], RPN) or not issubclass(kinds[1], StandardROIHeads):
@@ -213,7 +232,7 @@ def detector_cost(
     """Count a detector or a segmentor.
 
     Args:
-        detector: a Mask or Faster R-CNN, cascaded or not, or a segmentor, on the meta device.
+        detector: a Mask or Faster R-CNN, cascaded or not, a DINO, or a segmentor, on the meta device.
         input_size: height and width of the padded image, or of a segmentor's window, in pixels; None for the
             model's own.
         accounting: "actual", everything from the image to the heads, at as many proposals and detections as
@@ -221,7 +240,8 @@ def detector_cost(
 
     Returns:
         Parts "branch1", ..., "interactions", "merge" (of another backbone than PIIP: "backbone"), "neck",
-        "proposal_head", "box_head", "mask_head", or "decode_head" and "auxiliary_head".
+        and what follows it: "proposal_head", "box_head", "mask_head"; "encoder", "decoder", "heads" of a
+        DINO; "decode_head", "auxiliary_head" of a segmentor.
 
     Raises:
         ValueError: unknown accounting, a detector of another kind, or a size it cannot take.
@@ -250,6 +270,9 @@ def detector_cost(
     if isinstance(detector, Segmentor):
         model, inputs = _SegmentorForward(detector).eval(), _image(size)
         left_out = "sums of overlapping windows, enlargement of the logits"
+    elif isinstance(detector, DINODetector):
+        model, inputs = _DINOForward(detector).eval(), _image(size)
+        left_out = "choice of the best cells and of the best detections"
     else:
         model, inputs = _Forward(detector).eval(), _inputs(detector, size)
         left_out = "RoI pooling, non-maximum suppression, drawing of masks"
@@ -258,8 +281,10 @@ def detector_cost(
     def locate(name: Sequence[str], operator: str | None) -> tuple[str, ...]:
         if list(name[: len(prefix)]) == prefix:
             return locate_trunk(name[len(prefix) :], operator)
-        if name[0] == "backbone":
+        if list(name[:1]) == ["backbone"]:
             return neck_part(operator)
+        if not name or name[0] == "head":  # what DINO computes between its modules has no name
+            return (_DINO_PARTS.get(name[1] if len(name) > 1 else "", "heads"),)
         return ("box_head",) if name[0] == "box_predictor" else (name[0],)
 
     return collect(model, count_operators(model, inputs), locate, size, [left_out])

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from .official_detector import convert_detector, to_official_detector
+from .official_dino import convert_dino_detector, to_official_dino_detector
 from .official_segmentor import convert_segmentor, to_official_segmentor
 
 __all__ = ["ReleasedFormat", "own_format", "published_format"]
@@ -35,6 +36,13 @@ class ReleasedFormat:
 
 
 _FORMATS = (
+    ReleasedFormat(
+        "DINO detector",
+        ("bbox_head.transformer.",),
+        ("head.encoder.",),
+        convert_dino_detector,
+        to_official_dino_detector,
+    ),
     ReleasedFormat(
         "segmentor",
         ("decode_head.", "auxiliary_head."),

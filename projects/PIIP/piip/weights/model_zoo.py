@@ -17,7 +17,7 @@ _BYTES_PER_PARAMETER = 2  # bfloat16, the smallest type in which anything was re
 
 @dataclass(frozen=True)
 class Released:
-    """A released Mask R-CNN, COCO 1x.
+    """A released detector, trained on COCO.
 
     Attributes:
         name: of its file, without ``.pth``.
@@ -25,7 +25,7 @@ class Released:
         model: the paper's name.
         image_sizes: of the branches, smallest model first.
         pretraining: what its branches started from.
-        box_ap, mask_ap: published, COCO val2017.
+        box_ap, mask_ap: published, COCO val2017; no mask AP where there are no masks.
         params_m: parameters of the backbone with its deconvolution stack, in millions.
         gflops: multiply-adds of the backbone to the merged map for one square image, in 1e9, as they are.
         gflops_published: the published figure, which counts a cheaper merge (see `piip.flops`); None where
@@ -39,7 +39,7 @@ class Released:
     image_sizes: str
     pretraining: str
     box_ap: float
-    mask_ap: float
+    mask_ap: float | None
     params_m: float
     gflops: float
     gflops_published: float | None = None
@@ -147,6 +147,28 @@ RELEASED: tuple[Released, ...] = (
         210.92,
         326.4,
     ),
+    Released(
+        "dino_4scale_deit_384_sbl_1792_1120_672_fpn_3x_coco_bs32_ms",
+        "dino_piip_sbl_1792_1120_672_3x",
+        "PIIP-SBL",
+        "1792/1120/672",
+        "DeiT III, 384 px",
+        57.8,
+        None,
+        548.64,
+        2711.9,
+    ),
+    Released(
+        "dino_4scale_internvit_h6b_1024_768_fpn_1x_coco_bs32_ms",
+        "dino_piip_h6b_1024_768_1x",
+        "PIIP-H6B",
+        "1024/768",
+        "MAE (H), InternViT-6B",
+        60.0,
+        None,
+        7211.71,
+        21120.0,
+    ),
 )
 
 
@@ -193,10 +215,11 @@ def markdown_table(released: Iterable[Released] = RELEASED) -> str:
     rows = [header, "|---|---|---|--:|--:|--:|--:|---|"]
     for r in released:
         published = "-" if r.gflops_published is None else f"{r.gflops_published:.0f}"
-        config = f"[{r.model}](../../configs/COCO/{r.config}.py)"
+        model = r.model if r.mask_ap else f"{r.model}, DINO"
+        config = f"[{model}](../../configs/COCO/{r.config}.py)"
         rows.append(
             f"| {config} | {r.image_sizes} | {r.pretraining} | {r.params_m:.1f} | {published} / "
             f"{r.gflops:.0f} | "
-            f"{r.box_ap} | {r.mask_ap} | [released]({r.url}) |"
+            f"{r.box_ap} | {r.mask_ap or '-'} | [released]({r.url}) |"
         )
     return "\n".join(rows)

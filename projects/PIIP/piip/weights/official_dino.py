@@ -6,9 +6,18 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+from .official_keys import convert_backbone, to_official_backbone
 from .renaming import invert, rename_all
 
-__all__ = ["convert_dino", "is_official_dino", "to_official_dino"]
+__all__ = [
+    "convert_dino",
+    "convert_dino_detector",
+    "is_official_dino",
+    "to_official_dino",
+    "to_official_dino_detector",
+]
+
+_BACKBONE, _OURS = "backbone.", "head."
 
 _HEAD = "bbox_head."
 _TRANSFORMER = f"{_HEAD}transformer."
@@ -63,3 +72,44 @@ def to_official_dino(state: Mapping[str, Tensor], origin: object = "the checkpoi
         ValueError: naming every tensor for which there is no published name.
     """
     return rename_all(state, invert(_RULES), f"{origin} has no published form", origin)
+
+
+def _split(state: Mapping[str, Tensor], prefix: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """What is below ``prefix``, without it, and the rest."""
+    inside = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+    return inside, {key: value for key, value in state.items() if not key.startswith(prefix)}
+
+
+def convert_dino_detector(
+    state: Mapping[str, Tensor], origin: object = "the checkpoint"
+) -> dict[str, Tensor]:
+    """Rename all tensors of a released DINO detector to those of a `DINODetector`.
+
+    Raises:
+        ValueError: naming every key that is not known, or the first tensor that is not finite.
+    """
+    backbone, head = _split(state, _BACKBONE)
+    try:
+        converted = {_BACKBONE + name: tensor for name, tensor in convert_backbone(backbone).items()}
+    except ValueError as error:
+        raise ValueError(f"{origin}: {error}") from error
+    return converted | {_OURS + name: tensor for name, tensor in convert_dino(head, origin).items()}
+
+
+def to_official_dino_detector(
+    state: Mapping[str, Tensor], origin: object = "the checkpoint"
+) -> dict[str, Tensor]:
+    """Undo :func:`convert_dino_detector`.
+
+    Raises:
+        ValueError: naming every tensor for which there is no published name.
+    """
+    backbone, rest = _split(state, _BACKBONE)
+    head, unknown = _split(rest, _OURS)
+    if unknown:
+        raise ValueError(f"{origin} is no DINO, {len(unknown)} keys are unknown: {', '.join(unknown)}")
+    try:
+        official = {_BACKBONE + name: tensor for name, tensor in to_official_backbone(backbone).items()}
+    except ValueError as error:
+        raise ValueError(f"{origin}: {error}") from error
+    return official | to_official_dino(head, origin)
