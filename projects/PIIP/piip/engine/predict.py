@@ -24,7 +24,9 @@ from tqdm import tqdm
 
 from ..backbone import PIIP
 from .checkpoint import METADATA, Checkpointer
-from .train import autocast, build_model, with_tta
+from .evaluation import with_tta
+from .model import build_model
+from .trainer import autocast
 
 _logger = logging.getLogger("detectron2.piip")
 

@@ -13,21 +13,12 @@ from __future__ import annotations
 
 import argparse
 import logging
-import time
-from collections.abc import Iterable
-from typing import Any
 
 import torch
 from detectron2.config import instantiate
-from detectron2.data import MetadataCatalog
-from detectron2.engine import create_ddp_model, default_setup, default_writers, hooks
-from detectron2.engine.train_loop import HookBase, SimpleTrainer
-from detectron2.evaluation import inference_on_dataset, print_csv_format
+from detectron2.engine import create_ddp_model, default_setup
 from detectron2.utils import comm
-from omegaconf import DictConfig, OmegaConf
-from torch import nn
-from tqdm import tqdm
-from tqdm.contrib.logging import logging_redirect_tqdm
+from omegaconf import DictConfig
 
 import piip_ops
 
@@ -35,194 +26,15 @@ from ..weights.pretrained import load_pretrained
 from .checkpoint import METADATA, Checkpointer, ClassShapes, check_same_classes
 from .config import load_config
 from .data import TrainLoader, mix_seed, seed_all
+from .evaluation import class_names, evaluate, with_tta
+from .hooks import training_hooks
+from .model import build_model
 from .own_data import use_own_data
+from .trainer import Trainer, autocast
+
+__all__ = ["Trainer", "autocast", "build_model", "evaluate", "main", "train", "with_tta"]
 
 _logger = logging.getLogger("detectron2.piip")
-_PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-
-
-def autocast(device: str | torch.device, precision: str) -> torch.autocast:
-    """The context to run a model in for a precision named as in the configs.
-
-    Raises:
-        ValueError: unknown precision.
-    """
-    if precision not in _PRECISIONS:
-        raise ValueError(f"precision '{precision}' is not supported: use one of {', '.join(_PRECISIONS)}")
-    dtype = _PRECISIONS[precision]
-    return torch.autocast(torch.device(device).type, torch.bfloat16, enabled=dtype != torch.float32)
-
-
-class Trainer(SimpleTrainer):
-    """Detectron2's `SimpleTrainer` on any device and in bfloat16, with steps that repeat bit for bit.
-
-    What a step draws at random (drop path, sampling of anchors and proposals) depends on (seed, rank,
-    iteration) only, so nothing but the seed has to be kept in checkpoints, and evaluation between steps
-    changes nothing.
-    """
-
-    def __init__(
-        self,
-        model: nn.Module,
-        data_loader: Iterable[Any],
-        optimizer: torch.optim.Optimizer,
-        *,
-        seed: int,
-        precision: str = "float32",
-    ) -> None:
-        """
-        Args:
-            model: takes a batch, returns a dict of losses (0-dim tensors).
-            data_loader: endless batches.
-            optimizer: of the model's parameters.
-            seed: of this run, in [0, 2**32); the same on all ranks. `load_state_dict` replaces it.
-            precision: "float32" or "bfloat16".
-        """
-        super().__init__(model, data_loader, optimizer)
-        self.seed, self.precision = seed, precision
-        self.device = next(model.parameters()).device
-
-    def run_step(self) -> None:
-        """One iteration.
-
-        Raises:
-            FloatingPointError: a loss is infinite or NaN; the weights are as the last step left them.
-        """
-        start = time.perf_counter()
-        batch = next(self._data_loader_iter)
-        data_time = time.perf_counter() - start
-        seed_all(mix_seed(self.seed, comm.get_rank(), self.iter))
-        try:
-            with autocast(self.device, self.precision):
-                losses: dict[str, torch.Tensor] = self.model(batch)
-        except FloatingPointError as error:  # Detectron2's proposals notice before there is a loss
-            raise self._diverged(str(error).rstrip(".")) from error
-        total = torch.stack([loss.float() for loss in losses.values()]).sum()
-        if not torch.isfinite(total):
-            values = ", ".join(f"{name} {loss.item():g}" for name, loss in losses.items())
-            raise self._diverged(f"loss is not finite, {values}")
-        self.optimizer.zero_grad()
-        total.backward()
-        self.after_backward()
-        self._write_metrics(losses, data_time)
-        self.optimizer.step()
-
-    def _diverged(self, reason: str) -> FloatingPointError:
-        return FloatingPointError(
-            f"training diverged at iteration {self.iter} ({reason}): it stops, checkpoints stay as they are; "
-            "lower optimizer.lr or look at the data"
-        )
-
-    def state_dict(self) -> dict[str, Any]:
-        state: dict[str, Any] = super().state_dict()
-        return {**state, "seed": self.seed}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        super().load_state_dict(state_dict)
-        self.seed = state_dict["seed"]
-
-
-class LiveLine(HookBase):
-    """One line on a terminal that says how far training is; elsewhere nothing. Logs are printed above it."""
-
-    def before_train(self) -> None:
-        self._bar = tqdm(
-            total=self.trainer.max_iter,
-            initial=self.trainer.start_iter,
-            unit="it",
-            desc="training",
-            disable=None,  # unless stderr is a terminal
-            dynamic_ncols=True,
-        )
-        handlers = [name for name in ("detectron2", "fvcore") if logging.getLogger(name).handlers]
-        self._logs = logging_redirect_tqdm([logging.getLogger(name) for name in handlers])
-        if not self._bar.disable:
-            self._logs.__enter__()
-
-    def after_step(self) -> None:
-        if not self._bar.disable:
-            loss, _ = self.trainer.storage.latest()["total_loss"]
-            self._bar.set_postfix_str(f"loss {loss:.3g}", refresh=False)
-            self._bar.update()
-
-    def after_train(self) -> None:
-        if not self._bar.disable:
-            self._logs.__exit__(None, None, None)
-        self._bar.close()
-
-
-def build_model(cfg: DictConfig) -> nn.Module:
-    """The config's model on the config's device.
-
-    Raises:
-        ValueError: the device is not there.
-    """
-    try:
-        device = torch.device(cfg.train.device)
-    except RuntimeError as error:
-        raise ValueError(f"train.device is '{cfg.train.device}': use cpu, cuda or cuda:N") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"train.device is '{device}' but PyTorch finds no GPU: add train.device=cpu")
-    model: nn.Module = instantiate(cfg.model)
-    return model.to(device)
-
-
-_CLASSES = (
-    "thing_classes",
-    "thing_colors",
-    "thing_dataset_id_to_contiguous_id",
-    "stuff_classes",
-    "stuff_colors",
-    "ignore_label",
-)
-
-
-def class_names(cfg: DictConfig) -> dict[str, Any]:
-    """What Detectron2's catalog knows of the classes of the config's test set, for checkpoints to keep."""
-    names = OmegaConf.select(cfg, "dataloader.test.dataset.names")
-    if not names:
-        return {}
-    known = MetadataCatalog.get(names if isinstance(names, str) else names[0]).as_dict()
-    return {key: known[key] for key in _CLASSES if known.get(key) is not None}
-
-
-def with_tta(cfg: DictConfig, model: nn.Module) -> nn.Module:
-    """The model, in the test-time augmentation that the config asks for, if it does.
-
-    Raises:
-        ValueError: the config knows no test-time augmentation for its model.
-    """
-    if not cfg.train.get("tta", False):
-        return model
-    if "tta" not in cfg:
-        raise ValueError(
-            "train.tta=True, but the config has no `tta` that says how, see configs/common/tta.py"
-        )
-    settings = cfg.tta.copy()
-    settings.model = model
-    wrapped: nn.Module = instantiate(settings)
-    return wrapped.eval()
-
-
-def evaluate(cfg: DictConfig, model: nn.Module) -> dict[str, dict[str, float]]:
-    """Run the config's evaluator on its test set, in its `train.eval_precision`, and log the results.
-
-    Returns:
-        Metrics by task, as the evaluator gives them; empty on all but the main process.
-    """
-    loader, evaluator = instantiate(cfg.dataloader.test), instantiate(cfg.dataloader.evaluator)
-    if isinstance(model, nn.parallel.DistributedDataParallel):
-        model = model.module
-        for buffer in model.buffers():  # batch norms of several processes see different images in training
-            torch.distributed.broadcast(buffer, src=0)
-    model = with_tta(cfg, model)
-    with autocast(cfg.train.device, cfg.train.get("eval_precision", "float32")):
-        results: dict[str, dict[str, float]] = inference_on_dataset(model, loader, evaluator)
-    if comm.is_main_process():
-        print_csv_format(results)
-        if hasattr(evaluator, "summary"):
-            _logger.info(evaluator.summary(results))
-    return results
 
 
 def train(cfg: DictConfig, *, resume: bool = False, restartable: ClassShapes | None = None) -> None:
@@ -264,21 +76,7 @@ def train(cfg: DictConfig, *, resume: bool = False, restartable: ClassShapes | N
     checkpointer = Checkpointer(
         model, cfg.train.output_dir, metadata=class_names(cfg), restartable=restartable, trainer=trainer
     )
-    main_process = comm.is_main_process()
-    trainer.register_hooks(
-        [
-            hooks.IterationTimer(),
-            hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier)),
-            hooks.PeriodicCheckpointer(checkpointer, **cfg.train.checkpointer) if main_process else None,
-            hooks.EvalHook(cfg.train.eval_period, lambda: evaluate(cfg, model)),
-            hooks.PeriodicWriter(
-                default_writers(cfg.train.output_dir, cfg.train.max_iter), period=cfg.train.log_period
-            )
-            if main_process
-            else None,
-            LiveLine() if main_process else None,
-        ]
-    )
+    trainer.register_hooks(training_hooks(cfg, model, checkpointer))
     resumed = resume and checkpointer.has_checkpoint()
     if resumed:
         checkpointer.restartable = {}  # this run's own class layers

@@ -1,0 +1,71 @@
+"""What happens between the steps of a training: schedule, checkpoints, evaluation, logs."""
+
+from __future__ import annotations
+
+import logging
+
+from detectron2.config import instantiate
+from detectron2.engine import default_writers, hooks
+from detectron2.engine.train_loop import HookBase
+from detectron2.utils import comm
+from omegaconf import DictConfig
+from torch import nn
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from .checkpoint import Checkpointer
+from .evaluation import evaluate
+
+__all__ = ["LiveLine", "training_hooks"]
+
+
+def training_hooks(cfg: DictConfig, model: nn.Module, checkpointer: Checkpointer) -> list[HookBase | None]:
+    """The hooks of a training in the order in which they run; None stands for those that this process skips.
+
+    Args:
+        cfg: the config of `piip.engine.train.train`.
+        model: the model as it is trained.
+        checkpointer: writes its checkpoints.
+    """
+    main_process = comm.is_main_process()
+    return [
+        hooks.IterationTimer(),
+        hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier)),
+        hooks.PeriodicCheckpointer(checkpointer, **cfg.train.checkpointer) if main_process else None,
+        hooks.EvalHook(cfg.train.eval_period, lambda: evaluate(cfg, model)),
+        hooks.PeriodicWriter(
+            default_writers(cfg.train.output_dir, cfg.train.max_iter), period=cfg.train.log_period
+        )
+        if main_process
+        else None,
+        LiveLine() if main_process else None,
+    ]
+
+
+class LiveLine(HookBase):
+    """One line on a terminal that says how far training is; elsewhere nothing. Logs are printed above it."""
+
+    def before_train(self) -> None:
+        self._bar = tqdm(
+            total=self.trainer.max_iter,
+            initial=self.trainer.start_iter,
+            unit="it",
+            desc="training",
+            disable=None,  # unless stderr is a terminal
+            dynamic_ncols=True,
+        )
+        handlers = [name for name in ("detectron2", "fvcore") if logging.getLogger(name).handlers]
+        self._logs = logging_redirect_tqdm([logging.getLogger(name) for name in handlers])
+        if not self._bar.disable:
+            self._logs.__enter__()
+
+    def after_step(self) -> None:
+        if not self._bar.disable:
+            loss, _ = self.trainer.storage.latest()["total_loss"]
+            self._bar.set_postfix_str(f"loss {loss:.3g}", refresh=False)
+            self._bar.update()
+
+    def after_train(self) -> None:
+        if not self._bar.disable:
+            self._logs.__exit__(None, None, None)
+        self._bar.close()
