@@ -18,8 +18,8 @@ __all__ = ["DeformableCrossAttention", "RegularCrossAttention"]
 class DeformableCrossAttention(nn.Module):
     """Single-level deformable attention from one token map to another (Deformable DETR, eq. 2).
 
-    Every query looks at ``num_points`` points of the other map around its own place in the image. It runs in
-    at least float32, as the published model forces it to: under autocast it leaves autocast.
+    Every query looks at ``num_points`` points of the other map around its own place in the image. Sampling
+    runs in at least float32, whatever the autocast.
 
     Args:
         dim: channels of the queries and of the output.
@@ -27,10 +27,18 @@ class DeformableCrossAttention(nn.Module):
         num_heads: heads; ``int(dim * ratio)`` must be a multiple of it.
         num_points: sampling points of a head and query.
         ratio: width of the values as a fraction of ``dim``.
+        float32_projections: run the linear layers in at least float32 too, as published detectors do.
     """
 
     def __init__(
-        self, dim: int, feat_dim: int, *, num_heads: int = 16, num_points: int = 4, ratio: float = 0.5
+        self,
+        dim: int,
+        feat_dim: int,
+        *,
+        num_heads: int = 16,
+        num_points: int = 4,
+        ratio: float = 0.5,
+        float32_projections: bool = True,
     ) -> None:
         super().__init__()
         value_dim = int(dim * ratio)
@@ -41,6 +49,7 @@ class DeformableCrossAttention(nn.Module):
             )
         self.num_heads = num_heads
         self.num_points = num_points
+        self.float32_projections = float32_projections
         self.value_proj = nn.Linear(feat_dim, value_dim)
         self.sampling_offsets = nn.Linear(dim, num_heads * num_points * 2)
         self.attention_weights = nn.Linear(dim, num_heads * num_points)
@@ -63,22 +72,25 @@ class DeformableCrossAttention(nn.Module):
 
     def forward(self, query: Tensor, feat: Tensor) -> Tensor:
         """Look from the map ``query`` ``(B, hq, wq, dim)`` at ``feat`` ``(B, hf, wf, feat_dim)``."""
-        batch, *query_shape, _ = query.shape
-        value_shape = feat.shape[1:3]
+        if not self.float32_projections:
+            return self._attend(query, feat).to(query.dtype)
         with without_autocast(query.device):
-            wide_query, feat = at_least_float32(query), at_least_float32(feat)
-            value = _linear(self.value_proj, feat)
-            offsets = _linear(self.sampling_offsets, wide_query)
-            logits = _linear(self.attention_weights, wide_query)
+            return self._attend(at_least_float32(query), at_least_float32(feat)).to(query.dtype)
+
+    def _attend(self, query: Tensor, feat: Tensor) -> Tensor:
+        batch, *query_shape, _ = query.shape
+        value = _linear(self.value_proj, feat)
+        offsets = _linear(self.sampling_offsets, query)
+        logits = _linear(self.attention_weights, query)
+        with without_autocast(query.device):
             out = deform_cross_attn(
-                value.reshape(batch, -1, self.num_heads, value.shape[-1] // self.num_heads),
-                offsets.reshape(batch, -1, self.num_heads, self.num_points, 2),
-                logits.reshape(batch, -1, self.num_heads, self.num_points),
+                at_least_float32(value).reshape(batch, -1, self.num_heads, value.shape[-1] // self.num_heads),
+                at_least_float32(offsets).reshape(batch, -1, self.num_heads, self.num_points, 2),
+                at_least_float32(logits).reshape(batch, -1, self.num_heads, self.num_points),
                 tuple(query_shape),
-                tuple(value_shape),
+                tuple(feat.shape[1:3]),
             )
-            out = _linear(self.output_proj, out.reshape(batch, *query_shape, -1))
-        return out.to(query.dtype)
+        return _linear(self.output_proj, out.to(value.dtype).reshape(batch, *query_shape, -1))
 
 
 class RegularCrossAttention(nn.Module):

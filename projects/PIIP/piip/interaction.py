@@ -42,6 +42,9 @@ class InteractionConfig:
         projection: project the other branch's features to the query width first; without it the attention's
             own projections take them at their own width.
         norm: layer norms before attention and ConvFFN.
+        float32_projections: run the linear layers of deformable attention in at least float32, as released
+            detectors and classifiers do; without, in half precision its sampling alone is raised to float32,
+            as in released vision towers.
     """
 
     attention: Literal["deformable", "regular"] = "deformable"
@@ -53,6 +56,7 @@ class InteractionConfig:
     drop_path_rate: float = 0.4
     projection: bool = True
     norm: bool = True
+    float32_projections: bool = True
 
     def __post_init__(self) -> None:
         if self.attention not in ("deformable", "regular"):
@@ -109,6 +113,7 @@ class Injector(nn.Module):
                 num_heads=config.num_heads,
                 num_points=config.num_points,
                 ratio=config.deform_ratio,
+                float32_projections=config.float32_projections,
             )
         else:
             self.attn = RegularCrossAttention(dim, feat_dim, num_heads=config.num_heads)

@@ -2,8 +2,17 @@
 
 from .base import Branch, Pretrained
 from .beit import BEiTBranch
+from .clip import CLIPBranch
 from .convnext import ConvNeXtBranch
 from .uni_perceiver import UniPerceiverBranch
 from .vit import ViTBranch
 
-__all__ = ["BEiTBranch", "Branch", "ConvNeXtBranch", "Pretrained", "UniPerceiverBranch", "ViTBranch"]
+__all__ = [
+    "BEiTBranch",
+    "Branch",
+    "CLIPBranch",
+    "ConvNeXtBranch",
+    "Pretrained",
+    "UniPerceiverBranch",
+    "ViTBranch",
+]

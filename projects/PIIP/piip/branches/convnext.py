@@ -95,12 +95,16 @@ class ConvNeXtBranch(Branch):
         # a plain list: the modules have their names, as in timm, through the stages
         self.blocks = [layer for stage in stages for layer in stage.layers()]
         self._stage_of_block = [i for i, stage in enumerate(stages) for _ in stage.layers()]
-        self._dims = list(dims)
+        self._dims, self._layer_scale = list(dims), layer_scale
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Truncated normal of 0.02 for every matrix and kernel, as in timm; biases zero."""
+        """Truncated normal of 0.02 for every matrix and kernel, as in timm; biases zero, norms one."""
         for module in self.modules():
+            if isinstance(module, nn.LayerNorm):
+                module.reset_parameters()
+            if isinstance(module, _MapBlock):
+                nn.init.constant_(module.gamma, self._layer_scale)
             if isinstance(module, nn.Linear | nn.Conv2d):
                 nn.init.trunc_normal_(module.weight, std=0.02)
                 if module.bias is not None:
@@ -125,4 +129,4 @@ class ConvNeXtBranch(Branch):
         """No part in layer-wise learning-rate decay, as in the published recipe."""
 
     def embed(self, image: Tensor) -> Tensor:
-        return self.stem(image).permute(0, 2, 3, 1)
+        return self.stem(image.to(next(self.stem.parameters()).dtype)).permute(0, 2, 3, 1)

@@ -26,7 +26,8 @@ __all__ = ["OperatorCounts", "build_on_meta", "count_operators"]
 
 # One operation an element and no multiply-add of its own; the published counters leave most of them out too.
 _ELEMENTWISE = (
-    "__mul__", "add", "add_", "alias", "avg_pool2d", "clone", "div", "div_", "exp", "gelu",
+    "__mul__", "add", "add_", "alias", "arange", "avg_pool2d", "clone", "div", "div_", "embedding", "exp",
+    "gelu",
     "lift_fresh", "max_pool2d", "mean", "meshgrid", "mul", "mul_", "neg", "pad", "pow", "rms_norm",
     "rsqrt", "rsub", "sigmoid", "softmax", "sqrt", "sub", "sum", "upsample_nearest2d",
 )  # fmt: skip

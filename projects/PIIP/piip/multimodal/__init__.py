@@ -1,1 +1,42 @@
-"""PIIP as the eyes of a language model."""
+"""PIIP as the eyes of a language model.
+
+Tower and projector (:func:`piip.official.build_tower`) need nothing but the core. What joins them to a
+language model needs transformers, is imported when first asked for, and tells transformers' Auto classes of
+itself then.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .auto import load
+    from .configuration import PIIPLlavaConfig, PIIPVisionConfig
+    from .modeling import PIIPLlavaForConditionalGeneration, PIIPLlavaModel, PIIPVisionModel
+    from .processing import PIIPImageProcessor, PIIPLlavaProcessor
+
+__all__ = [
+    "PIIPImageProcessor",
+    "PIIPLlavaConfig",
+    "PIIPLlavaForConditionalGeneration",
+    "PIIPLlavaModel",
+    "PIIPLlavaProcessor",
+    "PIIPVisionConfig",
+    "PIIPVisionModel",
+    "load",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}: it has {', '.join(__all__)}")
+    try:
+        auto = import_module(".auto", __name__)
+    except ModuleNotFoundError as error:
+        if error.name != "transformers":
+            raise
+        raise ImportError(
+            f"piip.multimodal.{name} needs transformers: pip install 'piip[multimodal]'", name="transformers"
+        ) from error
+    return getattr(auto, name)

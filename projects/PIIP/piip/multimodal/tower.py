@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..backbone import PIIP
+from ..branches import Branch, CLIPBranch, ConvNeXtBranch
+from ..interaction import InteractionConfig
 from ..numerics import at_least_float32
 
-__all__ = ["PIIPTower", "TwoBranchProjector"]
+__all__ = ["FAMILIES", "PIIPTower", "TwoBranchProjector", "resize_map", "tower_from_settings"]
+
+FAMILIES: dict[str, type[Branch]] = {"clip": CLIPBranch, "convnext": ConvNeXtBranch}
+"""Families of branches that released towers are made of."""
 
 
 class PIIPTower(nn.Module):
@@ -28,9 +36,62 @@ class PIIPTower(nn.Module):
             self.pre_logits = nn.Linear(pre_logits_dim, pre_logits_dim).requires_grad_(False)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """From images ``(B, 3, S, S)`` to the maps of both branches, ``(B, C_j, h_j, w_j)``."""
-        first, second = self.piip.forward_branches(images)
+        """From images ``(B, 3, S, S)`` to the maps of both branches, ``(B, C_j, h_j, w_j)``.
+
+        Images may be of higher precision than the weights: they are resized before they are rounded.
+        """
+        first, second = self.piip.forward_branches(at_least_float32(images))
         return first.permute(0, 3, 1, 2), second.permute(0, 3, 1, 2)
+
+
+def tower_from_settings(
+    *,
+    branches: Sequence[Mapping[str, Any]],
+    image_sizes: Sequence[int],
+    stages: Sequence[Sequence[Sequence[int]]],
+    interaction: Mapping[str, Any],
+    pre_logits_dim: int | None = None,
+) -> PIIPTower:
+    """Build a tower from plain values, as files of settings hold them.
+
+    Args:
+        branches: of each branch its "family", "clip" or "convnext", and the arguments of :class:`CLIPBranch`
+            or :class:`ConvNeXtBranch`.
+        image_sizes: of the branches, in pixels.
+        stages: first and last block of each stage of each branch.
+        interaction: the fields of :class:`piip.InteractionConfig`.
+        pre_logits_dim: see :class:`PIIPTower`.
+
+    Raises:
+        ValueError: there are not two branches, or a setting is not known.
+    """
+    if len(branches) != 2:
+        raise ValueError(f"a vision tower of {len(branches)} branches: expected 2")
+    built = []
+    for number, branch in enumerate(branches, start=1):
+        sizes = dict(branch)
+        family = sizes.pop("family", None)
+        if family not in FAMILIES:
+            raise ValueError(
+                f"unknown family {family!r} of branch {number}: expected one of {', '.join(FAMILIES)}"
+            )
+        built.append(FAMILIES[family](**sizes))
+    piip = PIIP(
+        built,
+        image_sizes,
+        stages=[[(first, last) for first, last in ranges] for ranges in stages],
+        interaction=InteractionConfig(**interaction),
+        merge=None,
+    )
+    return PIIPTower(piip, pre_logits_dim)
+
+
+def resize_map(x: Tensor, size: Sequence[int]) -> Tensor:
+    """Resize a map ``(B, C, h, w)`` bilinearly, in at least float32, to ``size``, height and width."""
+    if tuple(x.shape[2:]) == tuple(size):
+        return x
+    resized = F.interpolate(at_least_float32(x), size=tuple(size), mode="bilinear", align_corners=False)
+    return resized.to(x.dtype)
 
 
 class TwoBranchProjector(nn.Module):
@@ -78,13 +139,6 @@ class TwoBranchProjector(nn.Module):
     def forward(self, maps: tuple[Tensor, Tensor]) -> Tensor:
         """From maps ``(B, C_j, h_j, w_j)`` to tokens ``(B, h * w, hidden_size)``, row by row."""
         size = self.out_shape or tuple(maps[1].shape[2:])
-        resized = [
-            x
-            if tuple(x.shape[2:]) == tuple(size)
-            else F.interpolate(at_least_float32(x), size=size, mode="bilinear", align_corners=False).to(
-                x.dtype
-            )
-            for x in maps
-        ]
+        resized = [resize_map(x, size) for x in maps]
         total = self._project(self.branch1, resized[0]) + self._project(self.branch2, resized[1])
         return total.flatten(1, 2)

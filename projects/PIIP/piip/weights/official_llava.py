@@ -15,7 +15,7 @@ def _branch(number: int) -> tuple[Pair, ...]:
     theirs, ours = f"branch{number}.clip_model.", f"piip.branches.{number - 1}."
     convnext = f"branch{number}.convnext_model."
     return (
-        (f"{theirs}embeddings.", ours),
+        (f"{theirs}embeddings.", f"{ours}embeddings."),
         (f"{theirs}pre_layrnorm.", f"{ours}pre_layrnorm."),
         (f"{theirs}post_layernorm.", f"{ours}post_layernorm."),
         (f"{theirs}encoder.layers.#.", f"{ours}blocks.#."),
@@ -52,18 +52,7 @@ def _specific_first(pairs: tuple[Pair, ...]) -> tuple[Pair, ...]:
     return tuple(sorted(pairs, key=lambda pair: -len(pair[0])))
 
 
-# CLIP's embeddings have three names without one beginning of their own on our side
-_EMBEDDINGS = ("class_embedding", "patch_embedding.", "position_embedding.")
-_BACK = _specific_first(
-    (
-        *(pair for pair in invert(_TOWER) if not pair[1].endswith("clip_model.embeddings.")),
-        *(
-            (f"piip.branches.{j - 1}.{name}", f"branch{j}.clip_model.embeddings.{name}")
-            for j in (1, 2)
-            for name in _EMBEDDINGS
-        ),
-    )
-)
+_BACK = _specific_first(invert(_TOWER))
 _PROJECTOR = (("branch#.", "branch#."),)
 
 

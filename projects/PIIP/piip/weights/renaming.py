@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from functools import cache
 
 from torch import Tensor
 
@@ -20,10 +21,14 @@ def invert(pairs: Sequence[Pair]) -> tuple[Pair, ...]:
     return tuple((target, source) for source, target in pairs)
 
 
+@cache
+def _pattern(source: str) -> re.Pattern[str]:
+    return re.compile(re.escape(source).replace(r"\#", "#").replace("#", r"(\d+)"))
+
+
 def _rename(key: str, pairs: Sequence[Pair]) -> str | None:
     for source, target in pairs:
-        pattern = re.escape(source).replace(r"\#", "#").replace("#", r"(\d+)")
-        if match := re.match(pattern, key):
+        if match := _pattern(source).match(key):
             for number in match.groups():
                 target = target.replace("#", number, 1)
             return target + key[match.end() :]

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..branches.base import Branch
 from ..numerics import at_least_float32
+from .base import Branch, Pretrained
 
 __all__ = ["ACTIVATIONS", "CLIPBranch"]
 
@@ -26,10 +26,18 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "quick_gelu": _quick_gelu,
     "gelu": F.gelu,
     "gelu_python": F.gelu,
-    "gelu_new": _gelu_tanh,
-    "gelu_fast": _gelu_tanh,
-    "gelu_pytorch_tanh": _gelu_tanh,
+    **dict.fromkeys(
+        ("gelu_new", "gelu_fast", "gelu_accurate", "gelu_pytorch_tanh", "gelu_python_tanh"), _gelu_tanh
+    ),
+    "gelu_10": lambda x: F.gelu(x).clamp(-10, 10),
     "relu": F.relu,
+    "relu2": lambda x: F.relu(x).square(),
+    "relu6": F.relu6,
+    "leaky_relu": F.leaky_relu,
+    "hardswish": F.hardswish,
+    "linear": lambda x: x,
+    "mish": F.mish,
+    "sigmoid": torch.sigmoid,
     "silu": F.silu,
     "swish": F.silu,
     "tanh": torch.tanh,
@@ -84,19 +92,61 @@ class _Layer(nn.Module):
         return x + self.mlp(self.layer_norm2(x))
 
 
+class _Embeddings(nn.Module):
+    """Patches, a class token, and a position for each: the parameters of CLIP's embeddings."""
+
+    def __init__(self, hidden_size: int, grid: int, patch_size: int) -> None:
+        super().__init__()
+        self.grid = grid
+        self.class_embedding = nn.Parameter(torch.empty(hidden_size))
+        self.patch_embedding = nn.Conv2d(3, hidden_size, patch_size, stride=patch_size, bias=False)
+        self.position_embedding = nn.Embedding(1 + grid**2, hidden_size)
+
+    def reset_parameters(self) -> None:
+        """As CLIP starts."""
+        size = self.class_embedding.shape[0]
+        nn.init.normal_(self.class_embedding, std=size**-0.5)
+        nn.init.normal_(self.patch_embedding.weight, std=0.02)
+        nn.init.normal_(self.position_embedding.weight, std=0.02)
+
+    def forward(self, image: Tensor | None = None) -> Tensor:
+        """From an image ``(B, 3, H, W)`` of any precision to patches ``(B, h, w, C)``.
+
+        Without one it is the class token ``(C,)``. Weights are reached through calls of the modules that own
+        them, so that those kept elsewhere (accelerate's offloading) are brought in.
+        """
+        rows = torch.arange(1 + self.grid**2, device=self.class_embedding.device)
+        table = self.position_embedding(rows)
+        if image is None:
+            token: Tensor = self.class_embedding + table[0]
+            return token
+        x = self.patch_embedding(image.to(self.class_embedding.dtype))
+        grid = table[1:].unflatten(0, (self.grid, self.grid)).permute(2, 0, 1)
+        positions = F.interpolate(
+            at_least_float32(grid)[None], size=x.shape[2:], mode="bicubic", align_corners=False
+        )
+        return (x + positions.to(x.dtype)).permute(0, 2, 3, 1)
+
+
 class CLIPBranch(Branch):
     """CLIP's image encoder, stepped layer by layer, without its last norm.
 
     Its class token attends along and takes no part in interactions. Positions are resized bicubically at each
-    forward pass, but for the class token's own.
+    forward pass, but for the class token's own. Names of parameters are Hugging Face's, but for "blocks".
 
     Args:
         hidden_size, intermediate_size, num_layers, num_heads: the usual sizes.
         image_size: side in pixels of the images it was trained on.
         patch_size: side of a patch in pixels.
+        pretrain_patch_size: that of the training, where it was another one; with ``image_size`` it tells how
+            many positions there are.
         hidden_act: activation, by its name in Hugging Face's configurations.
         layer_norm_eps: of all norms.
         use_class_token: False drops the class token after the embedding.
+        pretrained: see :class:`Branch`.
+
+    Raises:
+        ValueError: for an activation that is not known, and heads that do not divide the width.
     """
 
     def __init__(
@@ -108,19 +158,18 @@ class CLIPBranch(Branch):
         num_heads: int,
         image_size: int,
         patch_size: int = 16,
+        pretrain_patch_size: int | None = None,
         hidden_act: str = "quick_gelu",
         layer_norm_eps: float = 1e-5,
         use_class_token: bool = True,
+        pretrained: Pretrained | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(pretrained)
         if hidden_act not in ACTIVATIONS:
             raise ValueError(f"unknown activation '{hidden_act}': expected one of {', '.join(ACTIVATIONS)}")
         self.hidden_size, self._patch_size, self.use_class_token = hidden_size, patch_size, use_class_token
-        self.grid = image_size // patch_size
-        self.class_embedding = nn.Parameter(torch.randn(hidden_size) * hidden_size**-0.5)
-        self.patch_embedding = nn.Conv2d(3, hidden_size, patch_size, stride=patch_size, bias=False)
-        self.position_embedding = nn.Embedding(1 + self.grid**2, hidden_size)
-        nn.init.normal_(self.position_embedding.weight, std=0.02)
+        grid = image_size // (pretrain_patch_size or patch_size)
+        self.embeddings = _Embeddings(hidden_size, grid, patch_size)
         self.pre_layrnorm = nn.LayerNorm(hidden_size, eps=layer_norm_eps)  # as CLIP's checkpoints spell it
         self.blocks = nn.ModuleList(
             _Layer(hidden_size, intermediate_size, num_heads, layer_norm_eps, hidden_act)
@@ -128,6 +177,17 @@ class CLIPBranch(Branch):
         )
         # in every checkpoint, and used by nothing: kept so that they fit, frozen
         self.post_layernorm = nn.LayerNorm(hidden_size, eps=layer_norm_eps).requires_grad_(False)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Start as CLIP does: matrices normal, the deeper the model the smaller; biases zero, norms one."""
+        self.embeddings.reset_parameters()
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.normal_(module.weight, std=module.in_features**-0.5 * (2 * self.depth) ** -0.5)
+                nn.init.zeros_(module.bias)
+            elif isinstance(module, nn.LayerNorm):
+                module.reset_parameters()
 
     @property
     def patch_size(self) -> int:
@@ -142,14 +202,9 @@ class CLIPBranch(Branch):
     def class_token(self, batch: int) -> Tensor | None:
         if not self.use_class_token:
             return None
-        token = self.pre_layrnorm(self.class_embedding + self.position_embedding.weight[0])
+        token: Tensor = self.pre_layrnorm(self.embeddings())
         return token.expand(batch, 1, -1)
 
     def embed(self, image: Tensor) -> Tensor:
-        x = self.patch_embedding(image)  # (B, C, h, w)
-        table = self.position_embedding.weight[1:].unflatten(0, (self.grid, self.grid)).permute(2, 0, 1)
-        positions = F.interpolate(
-            at_least_float32(table)[None], size=x.shape[2:], mode="bicubic", align_corners=False
-        )
-        tokens: Tensor = self.pre_layrnorm((x + positions.to(x.dtype)).permute(0, 2, 3, 1))
+        tokens: Tensor = self.pre_layrnorm(self.embeddings(image))
         return tokens
