@@ -7,7 +7,9 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor
 
-__all__ = ["at_least_float32", "without_autocast"]
+__all__ = ["at_least_float32", "autocast", "without_autocast"]
+
+_PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def at_least_float32(x: Tensor) -> Tensor:
@@ -21,3 +23,15 @@ def at_least_float32(x: Tensor) -> Tensor:
 def without_autocast(device: torch.device) -> AbstractContextManager[object]:
     """A context that leaves autocast. Meta tensors, on which costs are counted, have no autocast to leave."""
     return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
+
+
+def autocast(device: str | torch.device, precision: str) -> torch.autocast:
+    """The context to run a model in for a precision named as in the configs.
+
+    Raises:
+        ValueError: unknown precision.
+    """
+    if precision not in _PRECISIONS:
+        raise ValueError(f"precision '{precision}' is not supported: use one of {', '.join(_PRECISIONS)}")
+    dtype = _PRECISIONS[precision]
+    return torch.autocast(torch.device(device).type, torch.bfloat16, enabled=dtype != torch.float32)

@@ -17,7 +17,8 @@ from ... import require
 
 require.detectron2()
 
-from piip.engine.data import BatchSampler, TrainLoader, mix_seed
+from piip.engine.data import BatchSampler, TrainLoader
+from piip.seeding import mix_seed
 
 
 def take(sampler: BatchSampler, number: int) -> list[list[tuple[int, int]]]:

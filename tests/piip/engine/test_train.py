@@ -17,7 +17,8 @@ from detectron2.config import LazyConfig, instantiate
 from detectron2.utils.events import EventStorage
 
 from piip.detection.evaluation import summary
-from piip.engine.train import Trainer, autocast, build_model, evaluate, train
+from piip.engine.train import Trainer, build_model, evaluate, train
+from piip.numerics import autocast
 
 from ..tiny_config import tiny_config
 

@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
-from torch import Tensor, nn
+from torch import nn
 
+from ..weights.differences import differences
 from ..weights.formats import published_format
 from ..weights.tensor_file import check_finite, read_file, state_dict_of, unwrap
 
@@ -36,38 +37,6 @@ def read_metadata(path: str) -> dict[str, Any]:
         raise FileNotFoundError(f"checkpoint {path} does not exist: check the path")
     content = read_file(path, mmap=True)
     return content.get(METADATA, {}) if isinstance(content, dict) else {}
-
-
-def _listing(title: str, entries: Sequence[str], shown: int | None) -> list[str]:
-    if not entries:
-        return []
-    more = f", ... {len(entries) - shown} more" if shown is not None and len(entries) > shown else ""
-    return [f"{len(entries)} {title}: {', '.join(entries[:shown])}{more}"]
-
-
-def differences(
-    weights: Mapping[str, Tensor], model: Mapping[str, Tensor], *, shown: int | None = None
-) -> list[str]:
-    """What keeps weights from being loaded into a model; empty where they fit.
-
-    Args:
-        weights: those of a checkpoint.
-        model: the model's state dict.
-        shown: how many keys of each kind to name; None for all.
-
-    Returns:
-        One text for the keys missing, one for those unknown, one for those of another shape.
-    """
-    misshapen = [
-        f"{key} {tuple(weights[key].shape)} in the checkpoint, {tuple(model[key].shape)} here"
-        for key in model
-        if key in weights and weights[key].shape != model[key].shape
-    ]
-    return [
-        *_listing("keys missing", [key for key in model if key not in weights], shown),
-        *_listing("keys unknown", [key for key in weights if key not in model], shown),
-        *_listing("shapes differ", misshapen, shown),
-    ]
 
 
 def check_same_classes(kept: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:

@@ -5,37 +5,21 @@ from __future__ import annotations
 import itertools
 import logging
 import os
-import random
-import signal
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import detectron2.data
-import numpy as np
 import torch
 from detectron2.data.common import DatasetFromList
 from detectron2.utils import comm
 from PIL.Image import DecompressionBombError
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from ..seeding import mix_seed, seed_all
+from ..workers import leave_the_end_to_training
+
 _logger = logging.getLogger("detectron2.piip")
-_STREAMS = 2**32  # distinct streams of random numbers a seed is mixed into
-
-
-def mix_seed(seed: int, *numbers: int) -> int:
-    """A seed in [0, 2**32) that depends on all arguments, for streams that must not resemble one another."""
-    # The count is there because SeedSequence takes [1] and [1, 0] for the same.
-    return int(np.random.SeedSequence([seed % _STREAMS, len(numbers), *numbers]).generate_state(1)[0])
-
-
-def seed_all(seed: int) -> None:
-    """Seed Python, NumPy and PyTorch (all devices) in this process. `seed` is in [0, 2**32)."""
-    random.seed(seed)
-    np.random.seed(seed)
-    torch.manual_seed(seed)
 
 
 def dataset_root() -> Path:
@@ -140,23 +124,6 @@ class _SeededSamples(Dataset[dict[str, Any]]):
         return {**sample, _SKIPPED: skipped} if skipped else sample
 
 
-def _leave_the_end_to_training(worker: int) -> None:
-    """Ctrl-C reaches the whole process group: only the training process should answer it.
-
-    When that ends, a worker may be handing over a batch; that nobody takes it is no news then.
-    """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    report = sys.excepthook
-
-    def unless_abandoned(
-        kind: type[BaseException], error: BaseException, trace: TracebackType | None
-    ) -> None:
-        if not issubclass(kind, ConnectionError):
-            report(kind, error, trace)
-
-    sys.excepthook = unless_abandoned
-
-
 def _as_list(batch: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return batch
 
@@ -222,7 +189,7 @@ class TrainLoader:
             batch_sampler=sampler,
             num_workers=self.num_workers,
             collate_fn=_as_list,
-            worker_init_fn=_leave_the_end_to_training,
+            worker_init_fn=leave_the_end_to_training,
         )
         return map(self._note_skipped, batches)
 

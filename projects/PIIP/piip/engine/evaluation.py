@@ -13,7 +13,7 @@ from detectron2.utils import comm
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from .trainer import autocast
+from ..numerics import autocast
 
 __all__ = ["class_names", "evaluate", "with_tta"]
 

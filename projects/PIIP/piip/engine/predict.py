@@ -23,10 +23,10 @@ from PIL.Image import DecompressionBombError
 from tqdm import tqdm
 
 from ..backbone import PIIP
+from ..numerics import autocast
 from .checkpoint import METADATA, Checkpointer
 from .evaluation import with_tta
 from .model import build_model
-from .trainer import autocast
 
 _logger = logging.getLogger("detectron2.piip")
 

@@ -22,17 +22,18 @@ from omegaconf import DictConfig
 
 import piip_ops
 
+from ..seeding import mix_seed, seed_all
 from ..weights.pretrained import load_pretrained
 from .checkpoint import METADATA, Checkpointer, ClassShapes, check_same_classes
 from .config import load_config
-from .data import TrainLoader, mix_seed, seed_all
+from .data import TrainLoader
 from .evaluation import class_names, evaluate, with_tta
 from .hooks import training_hooks
 from .model import build_model
 from .own_data import use_own_data
-from .trainer import Trainer, autocast
+from .trainer import Trainer
 
-__all__ = ["Trainer", "autocast", "build_model", "evaluate", "main", "train", "with_tta"]
+__all__ = ["Trainer", "build_model", "evaluate", "main", "train", "with_tta"]
 
 _logger = logging.getLogger("detectron2.piip")
 

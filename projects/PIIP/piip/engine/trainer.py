@@ -11,23 +11,10 @@ from detectron2.engine.train_loop import SimpleTrainer
 from detectron2.utils import comm
 from torch import nn
 
-from .data import mix_seed, seed_all
+from ..numerics import autocast
+from ..seeding import mix_seed, seed_all
 
-__all__ = ["Trainer", "autocast"]
-
-_PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-
-
-def autocast(device: str | torch.device, precision: str) -> torch.autocast:
-    """The context to run a model in for a precision named as in the configs.
-
-    Raises:
-        ValueError: unknown precision.
-    """
-    if precision not in _PRECISIONS:
-        raise ValueError(f"precision '{precision}' is not supported: use one of {', '.join(_PRECISIONS)}")
-    dtype = _PRECISIONS[precision]
-    return torch.autocast(torch.device(device).type, torch.bfloat16, enabled=dtype != torch.float32)
+__all__ = ["Trainer"]
 
 
 class Trainer(SimpleTrainer):
