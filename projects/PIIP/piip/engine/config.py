@@ -7,14 +7,14 @@ import inspect
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from detectron2.config import LazyConfig
+from detectron2.config import LazyConfig, instantiate
 from detectron2.utils.registry import locate
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-__all__ = ["apply_overrides", "load_config"]
+__all__ = ["apply_overrides", "instantiate", "load_config"]
 
 _SUGGESTIONS = 3
 

@@ -68,7 +68,7 @@ _OUTLINES: dict[str, list[npt.NDArray[np.float64]]] = {
 }  # fmt: skip
 
 
-def _coverage(
+def coverage_of(
     label: int, extent: float, center: tuple[float, float], angle: float, size: int
 ) -> npt.NDArray[np.float32]:
     """(size, size) share of each pixel that a shape covers, in [0, 1].
@@ -91,7 +91,7 @@ def _coverage(
     return coverage
 
 
-def _background(rng: np.random.Generator, size: int) -> npt.NDArray[np.float32]:
+def background(rng: np.random.Generator, size: int) -> npt.NDArray[np.float32]:
     """(size, size, 3) smooth blotches, nearly grey, because hue is what tells small objects apart."""
     cells = int(rng.integers(2, 6))
     blotches = rng.uniform(30, 225, (cells, cells, 1)) + rng.uniform(-20, 20, (cells, cells, 3))
@@ -157,12 +157,12 @@ def draw_scene(rng: np.random.Generator, size: int) -> tuple[Image, list[Mask], 
     """
     if size < 4 * MIN_EXTENT:
         raise ValueError(f"image size {size} is too small for shapes: use at least {4 * MIN_EXTENT} pixels")
-    image = _background(rng, size)
+    image = background(rng, size)
     masks: list[Mask] = []
     labels: list[int] = []
     full_areas: list[int] = []
     for label, extent, center in _plan(rng, size):
-        coverage = _coverage(label, extent, center, rng.uniform(-0.35, 0.35), size)
+        coverage = coverage_of(label, extent, center, rng.uniform(-0.35, 0.35), size)
         mask = coverage >= 0.5
         covered = [visible & ~mask for visible in masks]
         if not mask.any() or any(

@@ -19,7 +19,15 @@ from .download import local_path
 from .official_keys import convert_backbone
 from .tensor_file import check_values, read_state
 
-__all__ = ["FAMILIES", "Pretrained", "convert_branch", "load_pretrained", "resize_relative_positions"]
+__all__ = [
+    "FAMILIES",
+    "Pretrained",
+    "convert_branch",
+    "convert_head",
+    "load_pretrained",
+    "read_source",
+    "resize_relative_positions",
+]
 
 _logger = logging.getLogger(__name__)
 State = dict[str, Tensor]
@@ -106,6 +114,16 @@ def _from_flax(state: State) -> State:
         "patch_embed.proj.bias": state.pop("embedding/bias"),
         "pos_embed": state.pop("Transformer/posembed_input/pos_embedding"),
     }
+    around = {
+        "cls": "cls_token",
+        "Transformer/encoder_norm/scale": "norm.weight",
+        "Transformer/encoder_norm/bias": "norm.bias",
+        "head/kernel": "head.weight",
+        "head/bias": "head.bias",
+    }
+    for name in around.keys() & state.keys():
+        tensor = state.pop(name)
+        result[around[name]] = tensor.T if name == "head/kernel" else tensor
     for depth in sorted({int(m[1]) for m in map(re.compile(r".*/encoderblock_(\d+)/.*").match, state) if m}):
         theirs, ours = f"Transformer/encoderblock_{depth}", f"blocks.{depth}"
         for name, norm in layers.items():
@@ -159,9 +177,7 @@ _LAYER_SCALE = r"blocks\.\d+\.ls[12]\.gamma"
 FAMILIES: dict[Family, _Family] = {
     "deit": _Family(_HEAD, _LAYER_SCALE),
     "deit3": _Family(_HEAD),
-    "augreg": _Family(
-        rf"{_HEAD}|pre_logits\..*|cls|(head|pre_logits|Transformer/encoder_norm)/.*", _LAYER_SCALE, _from_flax
-    ),
+    "augreg": _Family(rf"{_HEAD}|pre_logits\..*|pre_logits/.*", _LAYER_SCALE, _from_flax),
     "mae": _Family(rf"{_HEAD}|mask_token|decoder_.*", _LAYER_SCALE),
     "dinov2": _Family(rf"{_HEAD}|mask_token"),
     "internvit": _Family(rf"{_HEAD}|clip_projector\..*"),
@@ -207,9 +223,11 @@ def convert_branch(state: Mapping[str, Tensor], branch: Branch, family: Family, 
     try:
         named = rules.rename(dict(state))
         kept = {key: value for key, value in named.items() if not re.fullmatch(rules.unused, key)}
+        token = {"cls_token": named["cls_token"]} if "cls_token" in wanted else {}
         if "stem.0.weight" not in kept:
             kept = {k.removeprefix("piip.branches.0."): v for k, v in convert_backbone(kept).items()}
         has_cls = bool(getattr(branch, "num_prefix_tokens", 0))
+        kept |= token
         fitted = {k: _fit(k, v, wanted[k], has_cls) if k in wanted else v for k, v in kept.items()}
     except (KeyError, ValueError) as error:
         reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
@@ -231,7 +249,39 @@ def convert_branch(state: Mapping[str, Tensor], branch: Branch, family: Family, 
     return {key: value.float() for key, value in (start | fitted).items()}
 
 
-def _read(source: str) -> State:
+def convert_head(state: Mapping[str, Tensor], family: Family, origin: str) -> dict[str, State]:
+    """The norm and the classifier of a published model, which no branch has a use for.
+
+    Args:
+        state: the file's tensors by name, without containers.
+        family: one of :data:`FAMILIES`.
+        origin: where they come from, for errors.
+
+    Returns:
+        "norm" and "head", each a dict of "weight" and "bias", float32; the head's weight is ``(classes, C)``.
+
+    Raises:
+        ValueError: the file has no classifier, or one that is not finite.
+    """
+    named = FAMILIES[family].rename(dict(state))
+    parts = {part: [f"{part}.weight", f"{part}.bias"] for part in ("norm", "head")}
+    if missing := [name for names in parts.values() for name in names if name not in named]:
+        raise ValueError(
+            f"{origin} holds no classifier ({', '.join(missing)} missing): give weights that end in one"
+        )
+    for names in parts.values():
+        check_values({name: named[name] for name in names}, origin)
+    return {
+        part: {name.partition(".")[2]: named[name].float() for name in names} for part, names in parts.items()
+    }
+
+
+def read_source(source: str) -> State:
+    """The tensors of what :class:`Pretrained` names, downloaded where it is not here yet.
+
+    Raises:
+        ConnectionError, FileNotFoundError, ValueError: it cannot be had.
+    """
     if not source.startswith("timm:"):
         return read_state(local_path(source))
     try:
@@ -259,7 +309,7 @@ def load_pretrained(model: nn.Module) -> list[str]:
     for name, branch in model.named_modules():
         if isinstance(branch, Branch) and branch.pretrained is not None:
             source, family = branch.pretrained.source, branch.pretrained.family
-            converted[name] = branch, convert_branch(_read(source), branch, family, f"{name}: {source}")
+            converted[name] = branch, convert_branch(read_source(source), branch, family, f"{name}: {source}")
     for name, (branch, state) in converted.items():
         branch.load_state_dict(state, strict=True)
         _logger.info(f"{name} starts from {branch.pretrained.source}" if branch.pretrained else name)

@@ -1,0 +1,176 @@
+"""Batches from timm's loaders in an order, and with augmentations, that depend on seed and position only."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
+
+from ..seeding import mix_seed, seed_all
+from ..workers import leave_the_end_to_training
+
+__all__ = ["Batch", "Processes", "TrainBatches", "class_names", "evaluation_batches"]
+
+Batch = tuple[Tensor, Tensor]
+"""Normalised images ``(B, 3, H, W)`` float32, and their classes ``(B,)`` int64."""
+
+
+@dataclass(frozen=True)
+class Processes:
+    """This process among those that train together.
+
+    Attributes:
+        rank: its number, from 0.
+        count: how many there are.
+    """
+
+    rank: int = 0
+    count: int = 1
+
+
+class _Seeded(Dataset[Any]):
+    """A timm data set whose random augmentations depend on seed, epoch and index only."""
+
+    def __init__(self, dataset: Dataset[Any], seed: int) -> None:
+        self.dataset, self.seed = dataset, seed
+
+    def __getitem__(self, index: int) -> Any:
+        seed_all(mix_seed(self.seed, index))
+        return self.dataset[index]
+
+
+class _Strict(Dataset[Any]):
+    """A timm data set to measure on: an image that cannot be read is an error, and none stands in for it."""
+
+    def __init__(self, dataset: Any) -> None:
+        self.dataset = dataset
+        dataset._max_retries = 1  # timm puts another image in the place of a broken one
+
+    def __getitem__(self, index: int) -> Any:
+        try:
+            return self.dataset[index]
+        except RuntimeError as error:
+            raise ValueError(
+                f"{self.dataset.filename(index)} cannot be evaluated: mend it, or take it out of the data set"
+            ) from error
+
+
+def _start_worker(worker: int) -> None:
+    info = get_worker_info()
+    assert info is not None
+    np.random.seed(info.seed % 2**32)  # PyTorch seeds the other generators
+    leave_the_end_to_training(worker)
+
+
+def _rebuilt(loader: DataLoader[Any], dataset: Dataset[Any], **order: Any) -> DataLoader[Any]:
+    """A loader as timm made it, of other data in another order; its workers live for one pass."""
+    return DataLoader(
+        dataset,
+        num_workers=loader.num_workers,
+        collate_fn=loader.collate_fn,
+        pin_memory=loader.pin_memory,
+        worker_init_fn=_start_worker,
+        **order,
+    )
+
+
+def _plain(loader: Any) -> DataLoader[Any]:
+    if not isinstance(loader, DataLoader):
+        raise ValueError(
+            "the loader prefetches, and what it draws at random could not be repeated: use_prefetcher=False"
+        )
+    return loader
+
+
+class TrainBatches:
+    """Epochs of training batches; batch b of epoch e depends on the seed, e and b only.
+
+    So a run that stopped goes on where it was. Sets with random access (folders, Hugging Face's) are shuffled
+    and dealt to the processes in turn: several processes see the batches of one with their batches together,
+    with the same augmentations. Streams (tar shards, ``hfids/``) are dealt out shard by shard, as timm does;
+    going on in the middle of an epoch reads it from its beginning.
+
+    Args:
+        loader: what ``timm.data.create_loader`` returned, without its prefetcher.
+        seed: of the run.
+        processes: those that train together.
+
+    Raises:
+        ValueError: the loader prefetches, an epoch has no batch, or a stream has no worker of its own.
+    """
+
+    def __init__(self, loader: DataLoader[Any], *, seed: int = 0, processes: Processes | None = None) -> None:
+        self.loader, self.seed, self.processes = _plain(loader), seed, processes or Processes()
+        self.dataset = cast(Any, loader.dataset)
+        self.is_stream = isinstance(self.dataset, IterableDataset)
+        assert loader.batch_size is not None
+        self.batch_size = loader.batch_size
+        if self.is_stream and loader.num_workers == 0:
+            raise ValueError(
+                "a stream shuffles in its workers, which an epoch starts anew: num_workers must be at least 1"
+            )
+        if len(self) == 0:
+            raise ValueError(
+                f"the training set has {len(self.dataset)} images, fewer than a batch of "
+                f"{self.batch_size * self.processes.count}: make the batch smaller"
+            )
+
+    def __len__(self) -> int:
+        """Batches an epoch; images that do not fill one are left to other epochs."""
+        if self.is_stream:
+            return len(self.loader)
+        number: int = len(self.dataset)
+        return number // (self.batch_size * self.processes.count)
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """The batches of an epoch, from number `start` on; both count from 0."""
+        rank = self.processes.rank
+        if self.is_stream:
+            self.dataset.set_epoch(epoch)
+            generator = torch.Generator().manual_seed(mix_seed(self.seed, epoch, rank))
+            whole = _rebuilt(
+                self.loader, self.dataset, batch_size=self.batch_size, drop_last=True, generator=generator
+            )
+            for number, batch in enumerate(whole):
+                if start <= number < len(self):
+                    yield batch
+            return
+        generator = torch.Generator().manual_seed(mix_seed(self.seed, epoch))
+        order = torch.randperm(len(self.dataset), generator=generator).tolist()
+        own = order[rank :: self.processes.count]
+        batches = [own[b * self.batch_size : (b + 1) * self.batch_size] for b in range(start, len(self))]
+        seeded = _Seeded(self.dataset, mix_seed(self.seed, epoch))
+        yield from _rebuilt(self.loader, seeded, batch_sampler=batches)
+
+
+def evaluation_batches(loader: DataLoader[Any], processes: Processes | None = None) -> DataLoader[Any]:
+    """A test set's batches, each image once over all processes.
+
+    Args:
+        loader: what ``timm.data.create_loader`` returned, without its prefetcher.
+        processes: those that evaluate together. Streams are dealt to several as timm does, by shards, which
+            is not exactly once unless their number divides that of the shards.
+    """
+    own, plain = processes or Processes(), _plain(loader)
+    if isinstance(plain.dataset, IterableDataset):
+        return _rebuilt(plain, plain.dataset, batch_size=plain.batch_size)
+    indices = range(own.rank, len(plain.dataset), own.count)  # type: ignore[arg-type]
+    return _rebuilt(plain, _Strict(plain.dataset), batch_size=plain.batch_size, sampler=indices)
+
+
+def class_names(dataset: Any) -> list[str]:
+    """Names of a timm data set's classes in the order of their numbers; empty where it does not tell.
+
+    Raises:
+        ValueError: several names have one number.
+    """
+    numbers: dict[str, int] = getattr(dataset.reader, "class_to_idx", None) or {}
+    names = sorted(numbers, key=numbers.__getitem__)
+    if [numbers[name] for name in names] != list(range(len(names))):
+        raise ValueError(f"the data set's {len(names)} classes are not numbered from 0 to {len(names) - 1}")
+    return names

@@ -1,0 +1,231 @@
+"""Training and evaluation of classifiers as a LazyConfig says: what `tools/train_classifier.py` does.
+
+It is the one module of this room that needs Detectron2, whose LazyConfig all configs are; the trainer and the
+rest take ready objects.
+
+A config has
+    model: a :class:`~piip.classification.classifier.PIIPClassifier`.
+    dataloader.train, dataloader.test: calls of `timm.data.create_loader` on `timm.data.create_dataset`. The
+        batch, what only timm's prefetcher needs and which of them is for training are filled in here.
+    mixup, loss, optimizer, lr_scheduler: timm's, without what only a run knows (model, iterations an epoch).
+    train: `plan` (:class:`~piip.classification.trainer.Plan`), `total_batch_size`, `device`, `seed` (drawn
+        where it is negative), `init_checkpoint`, `ema` (`timm.utils.ModelEmaV3` or null).
+"""
+
+from __future__ import annotations
+
+import logging
+from functools import partial
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+from timm.utils import setup_default_logging
+from timm.utils.distributed import init_distributed_device_so
+
+import piip_ops
+
+from ..engine.config import instantiate
+from ..seeding import mix_seed, seed_all
+from .checkpoint import Weights, load_weights, read_weights
+from .classifier import PIIPClassifier
+from .data import Processes, TrainBatches, class_names, evaluation_batches
+from .evaluation import evaluate
+from .pretrained import load_pretrained_classifier
+from .trainer import Trainer
+
+__all__ = ["Run", "build_classifier_of"]
+
+_logger = logging.getLogger("piip.classification")
+_SHOWN = 3  # names of classes in an error
+
+
+def build_classifier_of(cfg: DictConfig, device: str | torch.device) -> PIIPClassifier:
+    """The config's classifier on a device.
+
+    Raises:
+        ValueError: it is no classifier.
+    """
+    model = instantiate(cfg.model)
+    if not isinstance(model, PIIPClassifier):
+        raise ValueError(
+            f"the config's model is a {type(model).__name__}, expected a PIIPClassifier: detectors and "
+            "segmentors are trained with tools/lazyconfig_train_net.py"
+        )
+    return model.to(device)
+
+
+def _device(name: str) -> tuple[str, Processes]:
+    """The device of this process, and the processes that torchrun or Slurm started."""
+    kind = name.partition(":")[0]
+    if kind not in ("cpu", "cuda"):
+        raise ValueError(f"train.device is '{name}': use cpu, cuda or cuda:N")
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"train.device is '{name}' but PyTorch finds no GPU: add train.device=cpu")
+    found = init_distributed_device_so(device=name)
+    return found["device"], Processes(found["global_rank"], found["world_size"])
+
+
+def _described(names: list[str]) -> str:
+    more = ", ..." if len(names) > _SHOWN else ""
+    return f"{len(names)} classes ({', '.join(names[:_SHOWN])}{more})"
+
+
+class Run:
+    """One run of a config, in this process.
+
+    Args:
+        cfg: the config; it is changed.
+        data: a folder or tar file in the place of the config's data, whose classes the model follows.
+
+    Raises:
+        ValueError: the config does not fit the processes, or the model the data.
+        FileNotFoundError: the data are not there.
+    """
+
+    def __init__(self, cfg: DictConfig, data: str | None = None) -> None:
+        self.cfg = cfg
+        self.device, self.processes = _device(cfg.train.device)
+        if self.processes.rank == 0 and not logging.root.handlers:
+            setup_default_logging()
+        total = cfg.train.total_batch_size
+        if total < 1 or total % self.processes.count:
+            raise ValueError(
+                f"total_batch_size {total} must be a positive multiple of {self.processes.count} processes"
+            )
+        self.batch_size = total // self.processes.count
+        self.follows_data = data is not None
+        if data is not None:
+            cfg.dataloader.train.dataset.root = data
+        operator = ", ".join(f"{key}: {value}" for key, value in piip_ops.build_info().items())
+        _logger.info(f"attention operator: {operator}")
+
+    def _loader(self, split: str, seed: int) -> Any:
+        settings = self.cfg.dataloader[split].copy()
+        training = split == "train"
+        settings.dataset.update(is_training=training, batch_size=self.batch_size, seed=seed)
+        settings.update(
+            is_training=training,
+            batch_size=self.batch_size,
+            use_prefetcher=False,
+            pin_memory=self.device != "cpu",
+        )
+        root = settings.dataset.get("root")
+        try:
+            return instantiate(settings)
+        except (AssertionError, RuntimeError) as error:  # of timm, where there are no data
+            reason = str(error) or "it does not exist"
+            raise FileNotFoundError(
+                f"the {split} set at {root} cannot be read ({reason}): see dataloader.{split}.dataset"
+            ) from error
+
+    def _follow(self, names: list[str]) -> None:
+        """Make the model one for the data's classes, or see that it is."""
+        own = self.cfg.model.num_classes
+        if names and len(names) != own:
+            if not self.follows_data:
+                raise ValueError(
+                    f"the data have {len(names)} classes, the model {own}: add "
+                    f"model.num_classes={len(names)}, or give the data as --data"
+                )
+            self.cfg.model.num_classes = len(names)
+
+    def _load(self, model: PIIPClassifier, weights: Weights, names: list[str], *, restart: bool) -> None:
+        other = bool(weights.classes and names) and weights.classes != names
+        if other and not restart:
+            raise ValueError(
+                f"the checkpoint knows {_described(weights.classes)}, the data have {_described(names)}: "
+                "give the data it was trained for"
+            )
+        fresh = {k: v.clone() for k, v in model.state_dict().items() if k.startswith("head.head")}
+        left = load_weights(
+            model, weights, self.cfg.train.init_checkpoint, restart_head=restart and self.follows_data
+        )
+        if other and not left:  # as many, but not the same
+            model.load_state_dict(fresh, strict=False)
+            left = list(fresh)
+        if left:
+            _logger.warning(
+                f"{len(left)} tensors follow the classes and start anew: {', '.join(left)}; all others are "
+                "the checkpoint's"
+            )
+
+    def evaluate(self, *, averaged: bool = False) -> dict[str, float]:
+        """Measure `train.init_checkpoint` on the test set; `averaged` for the average of weights it keeps."""
+        if not self.cfg.train.init_checkpoint:
+            raise ValueError("no weights to evaluate: add train.init_checkpoint=MODEL.pth")
+        loader = self._loader("test", 0)
+        names = class_names(loader.dataset)
+        self._follow(names)
+        model = build_classifier_of(self.cfg, self.device)
+        weights = read_weights(self.cfg.train.init_checkpoint, averaged=averaged)
+        self._load(model, weights, names, restart=False)
+        results = self._measure(evaluation_batches(loader, self.processes), model)
+        _logger.info(", ".join(f"{name} {value:.3f}" for name, value in results.items()))
+        return results
+
+    def _measure(self, batches: Any, model: torch.nn.Module) -> dict[str, float]:
+        results = evaluate(model, batches, precision=self.cfg.train.eval_precision, processes=self.processes)
+        expected = len(batches.dataset) if batches.sampler is None else None
+        if expected and expected != results["images"]:
+            _logger.warning(f"{results['images']:.0f} images were evaluated, the set has {expected}")
+        return results
+
+    def train(self, *, resume: bool = False) -> dict[str, float]:
+        """Train as the config says; with `resume` from the last checkpoint of its folder, if there is one."""
+        cfg = self.cfg
+        seed = self._seed(cfg.train.seed)
+        loader, test_loader = self._loader("train", seed), self._loader("test", seed)
+        names = class_names(loader.dataset)
+        if (others := class_names(test_loader.dataset)) and others != names:
+            raise ValueError(f"the training set has {len(names)} classes, the test set {len(others)} others")
+        self._follow(names)
+        batches = TrainBatches(loader, seed=seed, processes=self.processes)
+        seed_all(mix_seed(seed))  # the first weights, on every rank the same
+        model = build_classifier_of(cfg, self.device)
+        trainer = self._trainer(model, batches, seed, names)
+        if not (resume and trainer.resume()):
+            if cfg.train.init_checkpoint:
+                self._load(model, read_weights(cfg.train.init_checkpoint), names, restart=True)
+            else:
+                load_pretrained_classifier(model)
+            if trainer.ema is not None:
+                trainer.ema.set(model)
+        _logger.info(
+            f"the model has {sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters; "
+            f"{trainer.plan.epochs} epochs of {len(batches)} iterations, {cfg.train.total_batch_size} images "
+            "each"
+        )
+        return trainer.train(partial(self._measure, evaluation_batches(test_loader, self.processes)))
+
+    def _seed(self, seed: int) -> int:
+        if seed >= 0:
+            return seed
+        drawn = torch.tensor([torch.seed() % 2**31], device=self.device)
+        if self.processes.count > 1:
+            torch.distributed.broadcast(drawn, 0)
+        return int(drawn)
+
+    def _trainer(self, model: PIIPClassifier, batches: TrainBatches, seed: int, names: list[str]) -> Trainer:
+        cfg = self.cfg
+        cfg.optimizer.model_or_params = model
+        optimizer = instantiate(cfg.optimizer)
+        cfg.lr_scheduler.update(optimizer=optimizer, updates_per_epoch=len(batches))
+        scheduler, _ = instantiate(cfg.lr_scheduler)
+        ema = None
+        if cfg.train.ema is not None:
+            cfg.train.ema.model = model
+            ema = instantiate(cfg.train.ema)
+        return Trainer(
+            model,
+            batches,
+            mixup=instantiate(cfg.mixup),
+            loss=instantiate(cfg.loss),
+            optimizer=optimizer,
+            scheduler=scheduler,
+            plan=instantiate(cfg.train.plan),
+            ema=ema,
+            seed=seed,
+            processes=self.processes,
+            classes=names,
+        )

@@ -1,0 +1,88 @@
+"""A data set that draws itself, one patterned shape an image, in a folder a class.
+
+A class is an outline and what fills it: telling them apart takes what is coarse (the outline) and what is
+fine (the pattern), at sizes from a third of the image to most of it. Colours tell nothing.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from .shapes import CLASSES as OUTLINES
+from .shapes import Image, background, coverage_of
+
+__all__ = ["CLASSES", "FILLS", "draw", "write_split"]
+
+FILLS = ("plain", "striped", "dotted")
+CLASSES = tuple(f"{fill} {outline}" for outline in OUTLINES for fill in FILLS)
+"""Names of the classes, and of their folders."""
+
+_CONTRAST = 90  # grey levels between a shape and what is behind it, and between the pattern's two colours
+
+
+def _colour(rng: np.random.Generator, *others: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """(3,) any colour that stands out from others."""
+    while True:
+        colour = rng.uniform(0, 255, 3).astype(np.float32)
+        if all(np.abs(colour - other).max() >= _CONTRAST for other in others):
+            return colour
+
+
+def _pattern(rng: np.random.Generator, fill: str, size: int) -> npt.NDArray[np.float32]:
+    """(size, size, 1) how much of the second of two colours is where, in [0, 1]."""
+    angle, period = rng.uniform(0, np.pi), rng.uniform(6, 10)
+    ys, xs = np.mgrid[:size, :size].astype(np.float32)
+    along = (xs * np.cos(angle) + ys * np.sin(angle)) * (2 * np.pi / period)
+    across = (ys * np.cos(angle) - xs * np.sin(angle)) * (2 * np.pi / period)
+    if fill == "plain":
+        share = np.zeros((size, size), np.float32)
+    elif fill == "striped":
+        share = np.clip(0.5 + 2 * np.sin(along), 0, 1)
+    else:
+        share = np.clip(2 * (np.sin(along) + np.sin(across)) - 1, 0, 1)
+    return np.asarray(share[..., None], np.float32)
+
+
+def draw(rng: np.random.Generator, label: int, size: int) -> Image:
+    """An image of a class, ``(size, size, 3)`` BGR; the state of `rng` alone decides which."""
+    outline, fill = divmod(label, len(FILLS))
+    image = background(rng, size)
+    extent = rng.uniform(0.35, 0.9) * size
+    x, y = rng.uniform(extent / 2, size - extent / 2, 2).tolist()
+    coverage = coverage_of(outline, extent, (x, y), rng.uniform(-np.pi / 8, np.pi / 8), size)
+    behind = image[coverage >= 0.5].mean(axis=0)
+    first = _colour(rng, behind)
+    second = _colour(rng, behind, first)
+    texture = first + _pattern(rng, FILLS[fill], size) * (second - first)
+    image += coverage[..., None] * (texture - image)
+    image += rng.normal(0, 6, image.shape).astype(np.float32)
+    return np.clip(image, 0, 255).astype(np.uint8)
+
+
+def write_split(root: Path, split: str, num_images: int, image_size: int, seed: int) -> Path:
+    """Write ``root/split/CLASS/*.png``, the same bytes for the same arguments, classes in turn.
+
+    Args:
+        root: folder of the data set, made if missing.
+        split: "train" or "val".
+        num_images: how many images.
+        image_size: their height and width in pixels.
+        seed: image number i depends on (seed, split, i) only.
+
+    Returns:
+        The folder of the split.
+    """
+    folder = root / split
+    for name in CLASSES:
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    for index in range(num_images):
+        label = index % len(CLASSES)
+        image = draw(np.random.default_rng([seed, *split.encode(), index]), label, image_size)
+        path = folder / CLASSES[label] / f"{index:06d}.png"
+        if not cv2.imwrite(str(path), image):
+            raise OSError(f"cannot write {path}: check that the folder is writable")
+    return folder

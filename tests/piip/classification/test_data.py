@@ -1,0 +1,160 @@
+"""Data of classifiers: what a batch depends on, each kind of set timm reads, and what is refused."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from timm.data import create_dataset, create_loader
+from torch import Tensor
+
+from piip.classification.data import Processes, TrainBatches, class_names, evaluation_batches
+
+from .tiny import CLASSES, SIDE, loader, write_images
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("images")
+    write_images(folder, "train", 12)
+    write_images(folder, "val", 7)
+    return folder
+
+
+def collected(batches: Any) -> list[tuple[Tensor, Tensor]]:
+    return [(images, targets) for images, targets in batches]
+
+
+def same(a: list[tuple[Tensor, Tensor]], b: list[tuple[Tensor, Tensor]]) -> bool:
+    return len(a) == len(b) and all(
+        torch.equal(x, y) and torch.equal(s, t) for (x, s), (y, t) in zip(a, b, strict=True)
+    )
+
+
+def test_what_a_batch_depends_on(root: Path) -> None:
+    """Seed, epoch and its number; not workers, nor where the epoch was begun."""
+    batches = TrainBatches(loader(root, "train", 4), seed=1)
+    epoch = collected(batches.epoch(0))
+    assert len(epoch) == len(batches) == 3
+    assert same(collected(batches.epoch(0)), epoch)
+    assert same(collected(batches.epoch(0, start=2)), epoch[2:])
+    assert same(collected(TrainBatches(loader(root, "train", 4, num_workers=2), seed=1).epoch(0)), epoch)
+    assert not same(collected(batches.epoch(1)), epoch)
+    assert not same(collected(TrainBatches(loader(root, "train", 4), seed=2).epoch(0)), epoch)
+    assert torch.cat([targets for _, targets in epoch]).bincount().tolist() == [4, 4, 4]
+
+
+def test_processes_share_the_batches_of_one(root: Path) -> None:
+    one = collected(TrainBatches(loader(root, "train", 6), seed=1).epoch(0))
+    two = [
+        collected(TrainBatches(loader(root, "train", 3), seed=1, processes=Processes(rank, 2)).epoch(0))
+        for rank in range(2)
+    ]
+    for number, (images, targets) in enumerate(one):
+        assert torch.equal(images[0::2], two[0][number][0])
+        assert torch.equal(images[1::2], two[1][number][0])
+        assert torch.equal(targets[1::2], two[1][number][1])
+
+
+def test_each_test_image_once(root: Path) -> None:
+    """Over processes that do not divide their number, too."""
+    targets = [
+        target
+        for rank in range(2)
+        for _, batch in evaluation_batches(loader(root, "val", 2), Processes(rank, 2))
+        for target in batch.tolist()
+    ]
+    assert sorted(targets) == [0, 0, 0, 1, 1, 2, 2]
+
+
+def test_classes_of_folders(root: Path) -> None:
+    assert class_names(create_dataset("", root=str(root), split="train")) == list(CLASSES)
+
+
+def shards(root: Path, folder: Path) -> str:
+    """The training images as two tar shards, named as timm takes them."""
+    folder.mkdir()
+    files = sorted((root / "train").rglob("*.png"))
+    for number in range(2):
+        with tarfile.open(folder / f"train-{number}.tar", "w") as tar:
+            for file in files[number::2]:
+                label = str(CLASSES.index(file.parent.name)).encode()
+                for suffix, content in ((".png", file.read_bytes()), (".cls", label)):
+                    info = tarfile.TarInfo(file.stem + suffix)
+                    info.size = len(content)
+                    tar.addfile(info, io.BytesIO(content))
+    return f"train-{{0..1}}.tar|{len(files)}"
+
+
+def stream(root: Path, split: str, *, num_workers: int, is_training: bool = True) -> Any:
+    dataset = create_dataset(
+        "wds/trees", root=str(root), split=split, is_training=is_training, batch_size=2, seed=1
+    )
+    return create_loader(
+        dataset, SIDE, 2, is_training=is_training, use_prefetcher=False, num_workers=num_workers
+    )
+
+
+def test_tar_shards(root: Path, tmp_path: Path) -> None:
+    """Epochs repeat, from their middle too; evaluation sees each image once."""
+    pytest.importorskip("webdataset")
+    split = shards(root, tmp_path / "shards")
+    batches = TrainBatches(stream(tmp_path / "shards", split, num_workers=2), seed=1)
+    epoch = collected(batches.epoch(0))
+    assert len(epoch) == len(batches) == 6
+    assert torch.cat([targets for _, targets in epoch]).bincount().tolist() == [4, 4, 4]
+    assert same(collected(batches.epoch(0, start=4)), epoch[4:])
+    assert not same(collected(batches.epoch(1)), epoch)
+    tests = evaluation_batches(stream(tmp_path / "shards", split, num_workers=1, is_training=False))
+    assert sum(len(targets) for _, targets in tests) == 12
+    with pytest.raises(ValueError, match="num_workers must be at least 1"):
+        TrainBatches(stream(tmp_path / "shards", split, num_workers=0))
+
+
+def test_hugging_face_sets(root: Path, tmp_path: Path) -> None:
+    """A data set on disk in parquet, with the names of its classes."""
+    datasets = pytest.importorskip("datasets")
+    files = sorted((root / "train").rglob("*.png"))
+    features = datasets.Features(
+        {"image": datasets.Image(), "label": datasets.ClassLabel(names=list(CLASSES))}
+    )
+    rows = {
+        "image": [{"bytes": f.read_bytes(), "path": f.name} for f in files],
+        "label": [CLASSES.index(f.parent.name) for f in files],
+    }
+    (tmp_path / "trees").mkdir()
+    table = datasets.Dataset.from_dict(rows, features=features)
+    table.to_parquet(str(tmp_path / "trees/train-00000-of-00001.parquet"))
+    dataset = create_dataset(f"hfds/{tmp_path / 'trees'}", root=str(tmp_path / "cache"), split="train")
+    assert class_names(dataset) == list(CLASSES)
+    batches = TrainBatches(
+        create_loader(dataset, SIDE, 4, is_training=True, use_prefetcher=False, num_workers=0), seed=1
+    )
+    epoch = collected(batches.epoch(0))
+    assert torch.cat([targets for _, targets in epoch]).bincount().tolist() == [4, 4, 4]
+    assert same(collected(batches.epoch(0)), epoch)
+
+
+def test_broken_images(root: Path, tmp_path: Path) -> None:
+    """Another takes its place in training, as timm does; evaluation names it."""
+    write_images(tmp_path, "train", 6)
+    broken = tmp_path / "train/birch/001.png"
+    broken.write_bytes(b"no image")
+    batches = TrainBatches(loader(tmp_path, "train", 2))
+    assert len(collected(batches.epoch(0))) == 3
+    with pytest.raises(ValueError, match=r"birch.001\.png cannot be evaluated"):
+        collected(evaluation_batches(loader(tmp_path, "train", 2)))
+
+
+def test_what_is_refused(root: Path) -> None:
+    with pytest.raises(ValueError, match="12 images, fewer than a batch of 16"):
+        TrainBatches(loader(root, "train", 8), processes=Processes(0, 2))
+    prefetching = create_loader(
+        create_dataset("", root=str(root), split="train"), SIDE, 4, device=torch.device("cpu"), num_workers=0
+    )
+    with pytest.raises(ValueError, match="use_prefetcher=False"):
+        TrainBatches(prefetching)
