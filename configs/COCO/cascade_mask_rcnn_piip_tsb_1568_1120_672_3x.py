@@ -6,6 +6,7 @@ from ..common.branches import vit
 from ..common.data.coco_multiscale import dataloader, set_multiscale
 from ..common.models.cascade_mask_rcnn_piip import model
 from ..common.recipe_3x import lr_multiplier, optimizer, train
+from ..common.tta import rcnn_tta as tta
 
 model.backbone.piip.branches = [vit(letter, 14) for letter in "BST"]
 model.backbone.piip.image_sizes = [672, 1120, 1568]

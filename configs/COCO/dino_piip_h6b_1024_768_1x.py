@@ -4,6 +4,7 @@ from ..common.branches import internvit_6b, mae
 from ..common.data.coco_multiscale import dataloader, set_multiscale
 from ..common.models.dino_piip import model
 from ..common.recipe_dino import lr_multiplier, optimizer, set_epochs, train
+from ..common.tta import dino_tta as tta
 
 model.backbone.piip.branches = [internvit_6b(), mae("H", None)]
 model.backbone.piip.image_sizes = [768, 1024]

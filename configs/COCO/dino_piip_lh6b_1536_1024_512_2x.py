@@ -3,6 +3,7 @@
 from ..common.data.coco_multiscale import dataloader, set_multiscale
 from ..common.models.dino_piip import model
 from ..common.recipe_dino import lr_multiplier, optimizer, set_epochs, train
+from ..common.tta import dino_tta as tta
 from .mask_rcnn_piip_lh6b_1536_1024_512_1x import model as _detector
 
 model.backbone.piip = _detector.backbone.piip

@@ -4,6 +4,7 @@ from ..common.branches import vit
 from ..common.data.coco_multiscale import dataloader, set_multiscale
 from ..common.models.dino_piip import model
 from ..common.recipe_dino import lr_multiplier, optimizer, set_epochs, train
+from ..common.tta import dino_tta as tta
 
 model.backbone.piip.branches = [
     vit(letter, [24, 24, None] * thirds, 384) for letter, thirds in (("L", 8), ("B", 4), ("S", 4))

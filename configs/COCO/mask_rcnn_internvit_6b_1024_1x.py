@@ -4,6 +4,7 @@ from ..common.branches import internvit_6b
 from ..common.data.coco_multiscale import dataloader, set_multiscale
 from ..common.models.mask_rcnn_piip import model
 from ..common.recipe_1x import lr_multiplier, optimizer, train
+from ..common.tta import rcnn_tta as tta
 
 model.backbone.piip.branches = [internvit_6b()]
 model.backbone.piip.image_sizes = [1024]

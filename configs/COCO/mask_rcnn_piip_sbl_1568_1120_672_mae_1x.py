@@ -5,6 +5,7 @@ from ..common.data.coco import dataloader
 from ..common.models.mask_rcnn_piip import model
 from ..common.recipe_1x import lr_multiplier, optimizer, train
 from ..common.resolution import set_image_sizes
+from ..common.tta import rcnn_tta as tta
 
 model.backbone.piip.branches = [mae("L", 28), mae("B", 28), vit("S", 28)]
 model.backbone.piip.grad_checkpointing = True

@@ -1,7 +1,7 @@
 """PIIP-SBL: S at 672, B at 448, L at 224 px. Published AP: box 41.1, mask 35.3."""
 
 from ..common.resolution import set_image_sizes
-from .mask_rcnn_piip_sbl_1120_672_448_1x import dataloader, lr_multiplier, model, optimizer, train
+from .mask_rcnn_piip_sbl_1120_672_448_1x import dataloader, lr_multiplier, model, optimizer, train, tta
 
 set_image_sizes(model, dataloader, 672, 448, 224)
 model.backbone.piip.branches[0].window_sizes = 14  # the whole 14 x 14 map of the 224 px image

@@ -5,6 +5,7 @@ from ..common.data.coco import dataloader
 from ..common.models.mask_rcnn_piip import model
 from ..common.recipe_1x import lr_multiplier, optimizer, train
 from ..common.resolution import set_image_sizes
+from ..common.tta import rcnn_tta as tta
 
 model.backbone.piip.branches = [vit(letter, 14) for letter in "BST"]
 set_image_sizes(model, dataloader, 1120, 896, 448)

@@ -7,6 +7,7 @@ from ..common.data.coco import dataloader
 from ..common.models.mask_rcnn_piip import model
 from ..common.recipe_1x import lr_multiplier, optimizer, train
 from ..common.resolution import set_image_sizes
+from ..common.tta import rcnn_tta as tta
 
 model.backbone.piip.branches = [vit("B", [14, 14, None] * 4)]  # every third block is global
 model.backbone.piip.num_interactions = 0

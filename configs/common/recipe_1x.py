@@ -16,6 +16,7 @@ train.eval_period = _epoch
 train.checkpointer.period = _epoch
 train.precision = "bfloat16"
 train.eval_precision = "float32"
+train.tta = False
 
 optimizer = L(torch.optim.AdamW)(
     params=L(param_groups)(base_lr="${..lr}", weight_decay="${..weight_decay}", layer_decay_rate=0.85),

@@ -26,6 +26,8 @@ from piip.engine.data import TrainLoader, evaluation_loader
 from piip.engine.resize import ResizeToFit
 from piip.quick.shapes import CLASSES, register
 
+from ..common.tta import rcnn_tta as tta
+
 register()
 
 _channels = 48
@@ -133,6 +135,7 @@ train = model_zoo.get_config("common/train.py").train
 train.device = "cpu"
 train.seed = 0
 train.precision = train.eval_precision = "float32"
+train.tta = False
 train.output_dir = "outputs/demo"
 train.max_iter = 800  # 2.7 epochs: 800 iterations * 8 / 2400 images
 train.eval_period = 0  # after the last iteration only

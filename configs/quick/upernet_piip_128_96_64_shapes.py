@@ -65,5 +65,4 @@ dataloader.own_data = L(FolderData)()  # what --data means
 
 train.output_dir = "outputs/demo-segmentation"
 train.max_iter = 1400  # 4.7 epochs: 1400 iterations * 8 / 2400 images; stars are learned last
-train.tta = False
 lr_multiplier.warmup_length = 60 / train.max_iter
