@@ -21,6 +21,7 @@ $(BIN)/python:
 
 $(STAMPS)/requirements: requirements.txt requirements-dev.txt constraints.txt | $(BIN)/python
 	$(BIN)/python -m pip install --quiet -r requirements-dev.txt -c constraints.txt
+	$(BIN)/python -m pip install --quiet --no-deps -c constraints.txt lvis  # with them comes a second OpenCV
 	@mkdir -p $(STAMPS) && touch $@
 
 # Built against the torch installed above, hence without build isolation; kept when what is there already loads.

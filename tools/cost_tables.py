@@ -34,6 +34,12 @@ DETECTORS = {  # rows of the main table whose detectors are taken apart: label -
     "PIIP-TSBL 1568/1120/672/448": "mask_rcnn_piip_tsbl_1568_1120_672_448_1x",
     "PIIP-TSBL 1792/1568/1120/448": "mask_rcnn_piip_tsbl_1792_1568_1120_448_1x",
 }
+NECKS = ("released", "simple")
+WITH_BOTH_NECKS = {  # detectors whose necks are compared -> ViTDet's recipe on the same branches
+    "PIIP-TSB 1120/896/448": "mask_rcnn_piip_tsb_1120_896_448_100ep",
+    "PIIP-SBL 1120/672/448": "mask_rcnn_piip_sbl_1120_672_448_100ep",
+    "PIIP-TSBL 1344/896/672/448": "mask_rcnn_piip_tsbl_1344_896_672_448_100ep",
+}
 STYLES = {  # family -> colour, marker; the colours differ in lightness too, and read without colour
     "ViT": ("#1a1a1a", "s"),
     "PIIP-TSB": ("#0072b2", "o"),
@@ -79,6 +85,11 @@ LATENCY_NOTE = """\
 Medians; spread is largest less smallest. Backbone is up to the map from which the neck starts, peak MB what
 a run adds to memory. Ratios are to the first model of a table. [latency.md](latency.md) says where the time
 goes.
+"""
+NECKS_NOTE = """\
+The released neck enlarges the merged map at its full width and then runs an FPN; ViTDet's simple feature
+pyramid (`model.backbone.neck="simple"`) halves the width as it enlarges, and has no top-down path. Branches
+and heads are the same in both rows of a detector.
 """
 PUBLISHED_AP = "box AP as published (Mask R-CNN, 1x)"
 INTRODUCTION = """\
@@ -178,14 +189,59 @@ def draw_parts(costs: dict[str, dict[str, float]], folder: Path) -> str:
     return save(figure, folder, "cost-by-part")
 
 
-def latency_section(path: Path, rows: Sequence[dict[str, Any]], folder: Path) -> list[str]:
+def necks_section(measured: Sequence[dict[str, Any]]) -> list[str]:
+    """What the released neck and ViTDet's cost on the same branches and heads.
+
+    Args:
+        measured: rows of latency.json. The released neck is timed in the released detector, the simple one in
+            that of ViTDet's recipe: the neck's own time depends on no head.
+    """
+    times = {
+        row["model"]: row["neck_ms"]
+        for row in measured
+        if (row["mode"], row["precision"], row["batch"]) == ("inference", "fp32", 1)
+    }
+    rows = []
+    for label, recipe in WITH_BOTH_NECKS.items():
+        for neck, timed in zip(NECKS, (DETECTORS[label], recipe), strict=True):
+            print(f"counting {label} with the {neck} neck", file=sys.stderr)
+            with build_on_meta():
+                detector = load_detector(
+                    str(CONFIGS / f"{DETECTORS[label]}.py"), overrides=[f"model.backbone.neck={neck}"]
+                )
+            total = detector_cost(detector).total
+            part = total.parts["neck"]
+            rows.append(
+                {
+                    "detector": label,
+                    "neck": neck,
+                    "neck GFLOPs": part.gflops,
+                    "neck params (M)": part.params_m,
+                    "detector GFLOPs": total.gflops,
+                    "share of the neck %": 100 * part.macs / total.macs,
+                    "neck ms": times.get(timed),
+                }
+            )
+    return ["## Two necks", "", NECKS_NOTE, format_rows(rows, "markdown"), ""]
+
+
+def latency_sessions(path: Path) -> list[dict[str, Any]]:
+    """Measurements, by session; none where there is no file."""
+    if not path.exists():
+        return []
+    sessions = json.loads(path.read_text(encoding="utf-8"))
+    return sessions if isinstance(sessions, list) else [sessions]
+
+
+def latency_section(
+    sessions: Sequence[dict[str, Any]], rows: Sequence[dict[str, Any]], folder: Path
+) -> list[str]:
     """Tables of measurements, each with its machine, and AP against latency."""
     ap = {f"{row['model']} {row['resolution']}": row["ap_box"] for row in rows}
     labels = {config: label for label, config in DETECTORS.items()}
     lines = ["## Latency", "", "Weights at random: time does not depend on them.", LATENCY_NOTE.rstrip()]
     measured: dict[str, tuple[float, float]] = {}
-    sessions = json.loads(path.read_text(encoding="utf-8"))
-    for session in sessions if isinstance(sessions, list) else [sessions]:
+    for session in sessions:
         shown = [{title: row[key] for key, title in LATENCY_COLUMNS.items()} for row in session["rows"]]
         about = f"{session['machine']}; {session['protocol']}."
         lines += ["", about, "", format_rows(shown, "markdown")]
@@ -232,8 +288,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     ]
     whole = [{"detector": label, **cost, "total": sum(cost.values())} for label, cost in costs.items()]
     lines += [format_rows(whole, "markdown"), ""]
-    if args.latency.exists():
-        lines += [*latency_section(args.latency, tables["main"], args.output), ""]
+    sessions = latency_sessions(args.latency)
+    lines += necks_section([row for session in sessions for row in session["rows"]])
+    if sessions:
+        lines += [*latency_section(sessions, tables["main"], args.output), ""]
     lines += ["## Published tables", "", NOTES]
     for table, rows in tables.items():
         shown = [{title: row[key] for key, title in COLUMNS.items()} for row in rows]

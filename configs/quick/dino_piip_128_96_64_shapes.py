@@ -1,7 +1,7 @@
 """A PIIP DINO small enough to train on two CPU cores in a quarter of an hour, on the drawn shapes.
 
-Branches and data are those of the quick Mask R-CNN. Levels have strides 8, 16 and 32, as DINO's usually do: the map
-of stride 4 would be three quarters of the cells, a third of an iteration.
+Branches and data are those of the quick Mask R-CNN. Levels have strides 8, 16 and 32, as DINO's usually do: a
+map of stride 4 would be three quarters of all cells and a third of an iteration.
 """
 
 from detectron2.config import LazyCall as L

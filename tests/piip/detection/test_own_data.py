@@ -330,3 +330,29 @@ def test_from_the_command_line(tmp_path: Path) -> None:
         assert "3 images and frames drawn" in tool("demo.py", "--weights", final, *options)
         found = json.loads(Path(drawn, "predictions.json").read_text())
         assert {record["category_id"] for record in found} <= set(NAMES)
+
+
+def test_objects365_format(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No masks, files in patches, marks of fakes and reflections, boxes beyond the image, 365 classes."""
+    dino = REPOSITORY / "configs/quick/dino_piip_128_96_64_shapes.py"
+    cfg = tiny_config(tmp_path, monkeypatch, "train.max_iter=1", config=dino)
+    shapes = tmp_path / "datasets/shapes"
+    content = json.loads((shapes / "instances_train.json").read_text())
+    (tmp_path / "images/v1").mkdir(parents=True)
+    (tmp_path / "images/v1/patch0").symlink_to(shapes / "train")
+    for image in content["images"]:
+        image["file_name"] = f"images/v1/patch0/{image['file_name']}"
+        image |= {"license": 5, "url": ""}
+    for annotation in content["annotations"]:
+        del annotation["segmentation"]
+        annotation |= {"isfake": 0, "isreflected": 0}
+        annotation["bbox"][2] += 30.5  # annotators drew beyond the border
+    content["categories"] = [{"id": i + 1, "name": f"class {i + 1}"} for i in range(365)]
+    content["licenses"] = [{"id": 5, "name": "", "url": ""}]
+    path = tmp_path / "zhiyuan_objv2_train.json"
+    path.write_text(json.dumps(content))
+    follows = use_own_data(cfg, [f"{path}:{tmp_path}"], train=True)
+    assert cfg.model.head.num_classes == 365
+    train(cfg, restartable=follows)
+    entries = [json.loads(line) for line in (tmp_path / "output/metrics.json").read_text().splitlines()]
+    assert "bbox/AP" in entries[-1] and "segm/AP" not in entries[-1]

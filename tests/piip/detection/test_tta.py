@@ -107,13 +107,13 @@ def test_views() -> None:
 
 def test_a_square_holds_enlarged_views() -> None:
     """Detectron2 cuts off what is larger than the square it pads to; afterwards the square is as it was."""
-    model = detector("mask_rcnn", square_pad=64)
+    model = detector("mask_rcnn", square_pad=128)
     seen = []
     model.backbone.register_forward_pre_hook(lambda _, inputs: seen.append(tuple(inputs[0].shape[2:])))
     with torch.no_grad():
-        RCNNWithTTA(model, scales=[0.5, 1.0, 2.0], flip=False)([{"image": image(64, 48)}])
-    assert seen[:3] == [(64, 64), (64, 64), (128, 128)]
-    assert model.backbone.padding_constraints["square_size"] == 64
+        RCNNWithTTA(model, scales=[0.5, 2.0], flip=False)([{"image": image(128, 48)}])
+    assert seen[:2] == [(128, 128), (256, 256)]
+    assert model.backbone.padding_constraints["square_size"] == 128
 
 
 def test_wrong_input_is_refused() -> None:

@@ -118,6 +118,8 @@ class CocoFiles:
 class CocoData:
     """What `--data` means for detectors: COCO-format annotations and images, for training and validation."""
 
+    _files = CocoFiles
+
     def use(self, cfg: DictConfig, data: Sequence[str], *, train: bool = True) -> ClassShapes:
         """Make a detector's config one for other data, in place.
 
@@ -139,7 +141,7 @@ class CocoData:
                 has no number of classes; or it learns masks, of which there are none.
             FileNotFoundError: a file or folder is not there, or none of the images.
         """
-        found = splits(data, CocoFiles.parse, "ANNOTATIONS.json:IMAGES", train=train)
+        found = splits(data, self._files.parse, "ANNOTATIONS.json:IMAGES", train=train)
         classes = found["val"].categories()
         for split, files in found.items():
             if files.categories() != classes:
@@ -153,13 +155,16 @@ class CocoData:
                 "thing_classes": list(classes.values()),
                 "thing_dataset_id_to_contiguous_id": {id_: i for i, id_ in enumerate(classes)},
             }
-            register_coco(name, files.annotations, files.images, metadata)
+            self._register(name, files, metadata)
             cfg.dataloader[LOADERS[split]].dataset.names = name
         if "dataset_name" in cfg.dataloader.get("evaluator", {}):
             cfg.dataloader.evaluator.dataset_name = "own_val"
         if train:
             _prepare_masks(cfg, found["train"])
         return class_shapes(cfg, len(classes), *_PLACES)
+
+    def _register(self, name: str, files: CocoFiles, metadata: dict[str, Any]) -> None:
+        register_coco(name, files.annotations, files.images, metadata)
 
     def follow(self, cfg: DictConfig, metadata: Mapping[str, Any]) -> None:
         """Give the config's detector, in place, the number of classes that a checkpoint names."""

@@ -12,6 +12,7 @@ from typing import Any
 import detectron2.data
 import torch
 from detectron2.data.common import DatasetFromList
+from detectron2.data.samplers import RepeatFactorTrainingSampler
 from detectron2.utils import comm
 from PIL.Image import DecompressionBombError
 from torch.utils.data import DataLoader, Dataset, Sampler
@@ -49,6 +50,7 @@ class BatchSampler(Sampler[list[Draw]]):
         rank: int = 0,
         world_size: int = 1,
         wide: Sequence[bool] | None = None,
+        repeats: Sequence[float] | None = None,
     ) -> None:
         """
         Args:
@@ -58,13 +60,23 @@ class BatchSampler(Sampler[list[Draw]]):
             start: number of the first batch to produce.
             rank, world_size: this process among all that train.
             wide: for each image whether it is wider than tall; None for no grouping.
+            repeats: how often each image comes in an epoch, on average; None for once.
         """
         self.num_images, self.batch_size, self.seed, self.start = num_images, batch_size, seed, start
         self.rank, self.world_size, self.wide = rank, world_size, wide
+        self.repeats = None if repeats is None else torch.as_tensor(repeats, dtype=torch.float32)
+
+    def _shuffle(self, generator: torch.Generator) -> list[int]:
+        """The images of one epoch."""
+        if self.repeats is None:
+            return torch.randperm(self.num_images, generator=generator).tolist()
+        times = (self.repeats + torch.rand(self.num_images, generator=generator)).floor().long()
+        images = torch.arange(self.num_images).repeat_interleave(times)
+        return images[torch.randperm(len(images), generator=generator)].tolist()
 
     def _draws(self) -> Iterator[Draw]:
         generator = torch.Generator().manual_seed(self.seed)
-        shuffles = (torch.randperm(self.num_images, generator=generator).tolist() for _ in itertools.count())
+        shuffles = (self._shuffle(generator) for _ in itertools.count())
         stream = zip(itertools.chain.from_iterable(shuffles), itertools.count(), strict=False)
         return itertools.islice(stream, self.rank, None, self.world_size)
 
@@ -145,6 +157,7 @@ class TrainLoader:
         total_batch_size: int,
         num_workers: int = 0,
         aspect_ratio_grouping: bool = True,
+        repeat_threshold: float | None = None,
     ) -> None:
         """
         Args:
@@ -153,6 +166,8 @@ class TrainLoader:
             total_batch_size: images a batch over all processes.
             num_workers: processes that load data; 0 to load in the training process.
             aspect_ratio_grouping: batch wide images with wide ones and tall with tall, which saves padding.
+            repeat_threshold: images of classes in a smaller share of the images than this come more often,
+                sqrt(threshold / share) times an epoch (LVIS, arXiv 1908.03195, section 5); None for once.
 
         Raises:
             ValueError: the batch cannot be split evenly over the processes.
@@ -165,6 +180,11 @@ class TrainLoader:
         self.batch_size = total_batch_size // world_size
         self.num_images = len(dataset)
         self.wide = [r["width"] > r["height"] for r in dataset] if aspect_ratio_grouping else None
+        self.repeats = (
+            None
+            if repeat_threshold is None
+            else RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(dataset, repeat_threshold)
+        )
         self.records = DatasetFromList(dataset, copy=False)
         self.mapper, self.num_workers = mapper, num_workers
         self.seed, self.start = 0, 0
@@ -183,6 +203,7 @@ class TrainLoader:
             rank=comm.get_rank(),
             world_size=comm.get_world_size(),
             wide=self.wide,
+            repeats=self.repeats,
         )
         batches = DataLoader(
             _SeededSamples(self.records, self.mapper, self.seed),

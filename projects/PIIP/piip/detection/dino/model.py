@@ -55,8 +55,8 @@ class DINO(nn.Module):
 
     Args:
         neck: from the backbone's maps to levels of `dim` channels; None where they are given as such.
-        num_classes, num_queries, num_denoising: number of classes, of queries, and about how many denoising
-            positives an image gets.
+        num_classes, num_queries, num_denoising: number of classes, of queries (at most one a cell), and about
+            how many denoising positives an image gets.
         dim, hidden_dim, num_heads, num_levels, num_points: of the transformer.
         encoder_layers, decoder_layers: how many.
         max_detections: kept of an image, best first.
@@ -169,19 +169,20 @@ class DINO(nn.Module):
         proposals, none = self._proposals(masks, dtype)
         candidates = self.enc_output_norm(self.enc_output(memory.masked_fill(none[..., None], 0)))
         scores = self.class_branches[-1](candidates)
-        best = scores.max(-1).values.topk(self.num_queries, dim=1).indices  # (B, Q)
+        queries = min(self.num_queries, scores.shape[1])  # a tiny image has fewer cells
+        best = scores.max(-1).values.topk(queries, dim=1).indices  # (B, Q)
         chosen = candidates.gather(1, best[..., None].expand(-1, -1, self.dim))
         encoder_logits = scores.gather(1, best[..., None].expand(-1, -1, self.num_classes))
         box_logits = self.box_branches[-1](chosen) + proposals.gather(1, best[..., None].expand(-1, -1, 4))
 
-        content = self.query_embed.weight.expand(len(cells), -1, -1)
+        content = self.query_embed.weight[:queries].expand(len(cells), -1, -1)
         start, mask = box_logits.detach(), None
         if denoising is not None:
             labels = self.label_embedding(denoising.labels.clamp(min=0))
             labels = labels * (denoising.labels >= 0)[..., None]  # nothing in empty slots
             content = torch.cat([labels.to(content.dtype), content], dim=1)
             start = torch.cat([denoising.logits.to(start.dtype), start], dim=1)
-            mask = denoising.mask(self.num_queries) if denoising.slots else None
+            mask = denoising.mask(queries) if denoising.slots else None
         outputs, references = self.decoder(
             content, start, list(self.box_branches), memory, shapes, ratios, padding, mask
         )
