@@ -34,6 +34,12 @@ DETECTORS = {  # rows of the main table whose detectors are taken apart: label -
     "PIIP-TSBL 1568/1120/672/448": "mask_rcnn_piip_tsbl_1568_1120_672_448_1x",
     "PIIP-TSBL 1792/1568/1120/448": "mask_rcnn_piip_tsbl_1792_1568_1120_448_1x",
 }
+OTHERS = {  # detectors that are in no published table: title -> their configs
+    "Cascade Mask R-CNN (no weights were released)": "COCO/cascade_*.py",
+    "DINO": "COCO/dino_*.py",
+    "ViTDet's recipe (not in the paper: no weights, no AP)": "COCO/vitdet_recipe/*.py",
+    "LVIS v1 (not in the paper: no weights, no AP)": "LVIS/*.py",
+}
 NECKS = ("released", "simple")
 WITH_BOTH_NECKS = {  # detectors whose necks are compared -> ViTDet's recipe on the same branches
     "PIIP-TSB 1120/896/448": "mask_rcnn_piip_tsb_1120_896_448_100ep",
@@ -124,7 +130,7 @@ def grouped(total: Part) -> dict[str, float]:
     sums = dict.fromkeys(GROUPS, 0.0)
     for name, part in total.parts.items():
         group = "branches" if name.startswith("branch") or name == "resizing" else name
-        sums["heads" if name.endswith("_head") else group] += part.gflops
+        sums[group if group in GROUPS else "heads"] += part.gflops  # DINO's encoder and decoder, too
     return sums
 
 
@@ -225,6 +231,33 @@ def necks_section(measured: Sequence[dict[str, Any]]) -> list[str]:
     return ["## Two necks", "", NECKS_NOTE, format_rows(rows, "markdown"), ""]
 
 
+def others_section() -> list[str]:
+    """What the detectors cost that are in no published table."""
+    lines = [
+        "## Other detectors",
+        "",
+        "Actual GFLOPs of whole detectors, for one square image of their size.",
+        "",
+    ]
+    for title, pattern in OTHERS.items():
+        rows = []
+        for path in sorted(CONFIGS.parent.glob(pattern)):
+            print(f"counting {path.stem}", file=sys.stderr)
+            with build_on_meta():
+                detector = load_detector(str(path))
+            total = detector_cost(detector).total
+            rows.append(
+                {
+                    "config": path.stem,
+                    **grouped(total),
+                    "total": total.gflops,
+                    "params (M)": total.params_m,
+                }
+            )
+        lines += [f"### {title}", "", format_rows(rows, "markdown"), ""]
+    return lines
+
+
 def latency_sessions(path: Path) -> list[dict[str, Any]]:
     """Measurements, by session; none where there is no file."""
     if not path.exists():
@@ -289,6 +322,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     whole = [{"detector": label, **cost, "total": sum(cost.values())} for label, cost in costs.items()]
     lines += [format_rows(whole, "markdown"), ""]
     sessions = latency_sessions(args.latency)
+    lines += others_section()
     lines += necks_section([row for session in sessions for row in session["rows"]])
     if sessions:
         lines += [*latency_section(sessions, tables["main"], args.output), ""]

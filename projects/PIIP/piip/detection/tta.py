@@ -154,8 +154,12 @@ class RCNNWithTTA(GeneralizedRCNNWithTTA):
     def _batch_inference(
         self, batched_inputs: Sequence[dict[str, Any]], detected_instances: Sequence[Instances] | None = None
     ) -> list[Instances]:
-        with _square_around(self.model.backbone, batched_inputs):
-            found: list[Instances] = super()._batch_inference(batched_inputs, detected_instances)
+        found: list[Instances] = []
+        for start in range(0, len(batched_inputs), self.batch_size):
+            part = slice(start, start + self.batch_size)
+            views = batched_inputs[part]
+            with _square_around(self.model.backbone, views):
+                found += super()._batch_inference(views, detected_instances and detected_instances[part])
         return found
 
     def _get_augmented_boxes(self, *args: Any) -> Any:
