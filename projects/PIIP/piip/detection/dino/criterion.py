@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -13,8 +13,19 @@ from .boxes import box_iou_terms, to_corners
 
 __all__ = ["Pairs", "mean_over_processes", "set_losses"]
 
-Pairs = Sequence[tuple[Tensor, Tensor]]
-"""For each image, indices of predictions and of the objects they belong to."""
+
+class Pairs(NamedTuple):
+    """Predictions and the objects they belong to, in all images of a batch.
+
+    Attributes:
+        images, predictions, objects: indices, ``(layers, n)`` or, the same for all layers, ``(1, n)``;
+            objects are numbered through all images.
+    """
+
+    images: Tensor
+    predictions: Tensor
+    objects: Tensor
+
 
 _ALPHA, _GAMMA = 0.25, 2.0
 _L1, _GIOU = 5.0, 2.0
@@ -34,39 +45,40 @@ def _focal(logits: Tensor, targets: Tensor) -> Tensor:
     p = logits.sigmoid()
     cross_entropy = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
     miss = p * (1 - targets) + (1 - p) * targets
-    return (cross_entropy * (_ALPHA * targets + (1 - _ALPHA) * (1 - targets)) * miss**_GAMMA).sum()
+    return cross_entropy * (_ALPHA * targets + (1 - _ALPHA) * (1 - targets)) * miss**_GAMMA
 
 
 def set_losses(
     logits: Tensor,
     boxes: Tensor,
     pairs: Pairs,
-    true_boxes: Sequence[Tensor],
-    labels: Sequence[Tensor],
-    scales: Sequence[Tensor],
+    true_boxes: Tensor,
+    labels: Tensor,
+    scales: Tensor,
     normaliser: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Losses of one layer: of classes, of boxes (L1) and of boxes (generalised IoU in pixels), weighted.
+    """Losses of all layers: of classes, of boxes (L1) and of boxes (generalised IoU in pixels), weighted.
 
     Args:
-        logits: ``(B, Q, C)``; what is in no pair is background.
-        boxes: ``(B, Q, 4)``, (cx, cy, w, h) fractions.
-        pairs: see :data:`Pairs`.
-        true_boxes, labels, scales: of each image, see :func:`piip.detection.dino.matching.match`.
+        logits: ``(layers, B, Q, C)``; what is in no pair is background.
+        boxes: ``(layers, B, Q, 4)``, (cx, cy, w, h) fractions.
+        pairs: see :class:`Pairs`.
+        true_boxes, labels: of all objects, ``(n, 4)`` likewise and ``(n,)``.
+        scales: (w, h, w, h) of each image in pixels, ``(B, 4)``.
         normaliser: the number of objects to divide by.
+
+    Returns:
+        Three losses ``(layers,)``.
     """
+    layers = torch.arange(len(logits), device=logits.device)[:, None]
     targets = torch.zeros_like(logits)
-    chosen, wanted, scale = [], [], []
-    for image, (predictions, objects) in enumerate(pairs):
-        targets[image, predictions, labels[image][objects]] = 1
-        chosen.append(boxes[image, predictions])
-        wanted.append(true_boxes[image][objects])
-        scale.append(scales[image].expand(len(objects), 4))
-    found, true, size = torch.cat(chosen), torch.cat(wanted), torch.cat(scale)
+    targets[layers, pairs.images, pairs.predictions, labels[pairs.objects]] = 1
+    found = boxes[layers, pairs.images, pairs.predictions]  # (layers, n, 4)
+    true, size = true_boxes[pairs.objects], scales[pairs.images]
     divisor = normaliser + _EPS
     giou = box_iou_terms(to_corners(found) * size, to_corners(true) * size)
     return (
-        _focal(logits, targets) / divisor,
-        _L1 * (found - true).abs().sum() / divisor,
-        _GIOU * (1 - giou).sum() / divisor,
+        _focal(logits, targets).sum((1, 2, 3)) / divisor,
+        _L1 * (found - true).abs().sum((1, 2)) / divisor,
+        _GIOU * (1 - giou).sum(1) / divisor,
     )

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .boxes import inverse_sigmoid, to_centre, to_corners
+from .criterion import Pairs
 
 __all__ = ["DRAWS", "DenoisingQueries", "make_queries"]
 
@@ -25,14 +26,14 @@ class DenoisingQueries:
         logits: of its noisy box, ``(B, P, 4)``.
         groups: how many groups of positives and negatives there are.
         slots: P.
-        positions: for each image the slots of its positives, group after group, and the object of each.
+        positives: the slots of positives, group after group, and the object of each.
     """
 
     labels: Tensor
     logits: Tensor
     groups: int
     slots: int
-    positions: list[tuple[Tensor, Tensor]]
+    positives: Pairs
 
     def mask(self, num_queries: int) -> Tensor:
         """Which of slots and queries must not see which, ``(P + Q, P + Q)``, True for must not.
@@ -88,21 +89,19 @@ def make_queries(
     corners = to_corners(known_boxes) + part * torch.cat([half, half], dim=1) * box_noise
     noisy_logits = inverse_sigmoid(to_centre(corners.clamp(0, 1)))
 
+    # of each object its image, and which of that image's it is
+    image = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
+    within = torch.cat([torch.arange(count) for count in counts])
+    image, within = torch.stack([image, within]).to(device)
+    slot = torch.arange(copies, device=device)[:, None] * largest + within  # (copies, total)
     slot_labels = torch.full((len(boxes), slots), -1, dtype=torch.int64, device=device)
+    slot_labels[image, slot] = noisy_labels.view(copies, total)
     slot_logits = torch.zeros(len(boxes), slots, 4, dtype=dtype, device=device)
-    positions = []
-    start = 0
-    for image, count in enumerate(counts):
-        within = torch.arange(count, device=device)
-        blocks = torch.arange(copies, device=device)[:, None]
-        slot = (blocks * largest + within).flatten()
-        source = (blocks * total + start + within).flatten()
-        slot_labels[image, slot] = noisy_labels[source]
-        slot_logits[image, slot] = noisy_logits[source]
-        positives = (blocks[::2] * largest + within).flatten()
-        positions.append((positives, within.repeat(groups)))
-        start += count
-    return DenoisingQueries(slot_labels, slot_logits, groups, slots, positions)
+    slot_logits[image, slot] = noisy_logits.view(copies, total, 4)
+    positives = slot[::2]  # (groups, total)
+    objects = torch.arange(total, device=device)
+    pairs = Pairs(*(index.expand_as(positives).reshape(1, -1) for index in (image, positives, objects)))
+    return DenoisingQueries(slot_labels, slot_logits, groups, slots, pairs)
 
 
 def _draw(

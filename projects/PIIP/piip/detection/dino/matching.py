@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from .boxes import box_iou_terms, to_corners
+from .criterion import Pairs
 
 __all__ = ["match"]
 
@@ -16,58 +20,49 @@ _CLASS, _L1, _GIOU = 2.0, 5.0, 2.0
 _ALPHA, _GAMMA, _EPS = 0.25, 2.0, 1e-12
 
 
-def _costs(logits: Tensor, boxes: Tensor, true_boxes: Tensor, labels: Tensor, scale: Tensor) -> Tensor:
-    """``(layers, Q, n)`` from logits ``(layers, Q, C)`` and boxes ``(layers, Q, 4)`` of one image."""
+def _costs(logits: Tensor, boxes: Tensor, true_boxes: Tensor, labels: Tensor, scales: Tensor) -> Tensor:
+    """``(layers, B, Q, n)``: what it costs to give a query an object of its image; see :func:`match`."""
     p = logits.sigmoid()
     positive = -(p + _EPS).log() * _ALPHA * (1 - p) ** _GAMMA
     negative = -(1 - p + _EPS).log() * (1 - _ALPHA) * p**_GAMMA
-    classes = (positive - negative)[..., labels]
-    l1 = (boxes[:, :, None] - true_boxes).abs().sum(-1)
-    giou = box_iou_terms((to_corners(boxes) * scale)[:, :, None], to_corners(true_boxes) * scale)
+    classes = (positive - negative).gather(-1, labels[:, None].expand(*p.shape[:3], -1))
+    l1 = (boxes[..., None, :] - true_boxes[:, None]).abs().sum(-1)
+    pixels = scales[:, None, None]
+    giou = box_iou_terms(to_corners(boxes)[..., None, :] * pixels, to_corners(true_boxes)[:, None] * pixels)
     return _CLASS * classes + _L1 * l1 - _GIOU * giou
 
 
 @torch.no_grad()
 def match(
-    logits: Tensor,
-    boxes: Tensor,
-    true_boxes: Sequence[Tensor],
-    labels: Sequence[Tensor],
-    scales: Sequence[Tensor],
-) -> list[list[tuple[Tensor, Tensor]]]:
+    logits: Tensor, boxes: Tensor, true_boxes: Sequence[Tensor], labels: Sequence[Tensor], scales: Tensor
+) -> Pairs:
     """Assign objects to queries, each to one, at least total cost.
 
-    The costs of all layers and images reach the host in one transfer.
+    The costs of all layers and images reach the host in one transfer, and so does the result the device.
 
     Args:
         logits: ``(layers, B, Q, C)``.
         boxes: ``(layers, B, Q, 4)``, (cx, cy, w, h) fractions.
         true_boxes, labels: of each image, ``(n, 4)`` likewise and ``(n,)``.
-        scales: (w, h, w, h) of each image in pixels.
+        scales: (w, h, w, h) of each image in pixels, ``(B, 4)``.
 
     Returns:
-        For each layer and image, indices of queries and of the objects they are to find.
+        Queries and the objects they are to find.
 
     Raises:
         FloatingPointError: a cost is not finite: the model has diverged.
     """
-    shapes = [(len(logits), logits.shape[2], len(b)) for b in true_boxes]
-    parts = [
-        _costs(logits[:, i], boxes[:, i], true_boxes[i], labels[i], scales[i]).flatten()
-        for i in range(len(true_boxes))
-    ]
-    host = torch.cat(parts).double().cpu()
-    if not torch.isfinite(host).all():
+    padded = [pad_sequence(list(values), batch_first=True) for values in (true_boxes, labels)]
+    host = _costs(logits, boxes, *padded, scales).double().cpu().numpy()
+    if not np.isfinite(host).all():
         raise FloatingPointError("the costs of matching queries and objects are not finite")
-    costs = [
-        part.view(shape).numpy()
-        for part, shape in zip(host.split([len(p) for p in parts]), shapes, strict=True)
-    ]
-    device = logits.device
-    matched = []
-    for layer in range(len(logits)):
-        pairs = [linear_sum_assignment(cost[layer]) for cost in costs]
-        matched.append(
-            [(torch.as_tensor(q, device=device), torch.as_tensor(o, device=device)) for q, o in pairs]
-        )
-    return matched
+    pairs: list[list[npt.NDArray[np.int64]]] = [[] for _ in host]
+    start = 0
+    for image, of_image in enumerate(true_boxes):
+        for layer, costs in enumerate(host[:, image, :, : len(of_image)]):
+            queries, objects = linear_sum_assignment(costs)
+            pairs[layer].append(np.stack([np.full_like(queries, image), queries, objects + start]))
+        start += len(of_image)
+    # (layers, 3, n): every layer has as many
+    joined = np.stack([np.concatenate(of_layer, axis=1) for of_layer in pairs])
+    return Pairs(*torch.from_numpy(joined).to(logits.device).unbind(1))

@@ -248,46 +248,40 @@ class DINO(nn.Module):
         Raises:
             FloatingPointError: a prediction is not finite.
         """
-        scales = [_scale(size, features[0]) for size in image_sizes]
+        scales = torch.stack([_scale(size, features[0]) for size in image_sizes])
         true = [to_centre(b.to(s) / s) for b, s in zip(boxes, scales, strict=True)]
         denoising = make_queries(true, labels, self.num_classes, self.num_denoising, draws)
         found = self.predict(features, image_sizes, padded_size, denoising)
 
-        slots, last = denoising.slots, len(found.logits) - 1
-        logits, box = found.logits[:, :, slots:], found.boxes[:, :, slots:]
-        all_logits = torch.cat([found.encoder_logits[None], logits])
-        all_boxes = torch.cat([found.encoder_boxes[None], box])
-        pairs = match(all_logits, all_boxes, true, labels, scales)
-        matched = mean_over_processes(sum(len(q) for q, _ in pairs[0]), all_logits)
-        known = mean_over_processes(denoising.groups * sum(map(len, labels)), all_logits)
-
-        losses: dict[str, Tensor] = {}
-        for index, (layer_logits, layer_boxes) in enumerate(zip(all_logits, all_boxes, strict=True)):
-            prefix = "interm_" if index == 0 else "" if index == last + 1 else f"d{index - 1}."
-            values = set_losses(layer_logits, layer_boxes, pairs[index], true, labels, scales, matched)
-            losses |= _named(prefix, values)
-        for index in range(last + 1):
-            prefix = "dn_" if index == last else f"d{index}.dn_"
-            values = set_losses(
-                found.logits[index, :, :slots],
-                found.boxes[index, :, :slots],
-                denoising.positions,
-                true,
-                labels,
-                scales,
-                known,
-            )
-            losses |= _named(prefix, (values[0].view(1), *values[1:]))
+        slots = denoising.slots
+        logits = torch.cat([found.encoder_logits[None], found.logits[:, :, slots:]])
+        box = torch.cat([found.encoder_boxes[None], found.boxes[:, :, slots:]])
+        pairs = match(logits, box, true, labels, scales)
+        matched = mean_over_processes(pairs.objects.shape[1], logits)
+        known = mean_over_processes(denoising.groups * sum(map(len, labels)), logits)
+        truth = torch.cat(true), torch.cat(list(labels)), scales
+        names = [*(f"d{layer}." for layer in range(len(found.logits) - 1)), ""]
+        losses = _named(["interm_", *names], set_losses(logits, box, pairs, *truth, matched))
+        losses |= _named(
+            [f"{name}dn_" for name in names],
+            set_losses(
+                found.logits[:, :, :slots], found.boxes[:, :, :slots], denoising.positives, *truth, known
+            ),
+        )
+        for name in losses:  # the published loss of denoising classes has an axis
+            if name.endswith("dn_loss_cls"):
+                losses[name] = losses[name].view(1)
         # a batch without objects leaves the label embedding unused, which data-parallel training takes ill
         losses["dn_loss_cls"] = losses["dn_loss_cls"] + 0 * self.label_embedding.weight[0, 0]
         return losses
 
 
-def _named(prefix: str, values: tuple[Tensor, Tensor, Tensor]) -> dict[str, Tensor]:
-    name, dot, rest = prefix.rpartition(".")
+def _named(prefixes: Sequence[str], losses: tuple[Tensor, Tensor, Tensor]) -> dict[str, Tensor]:
+    """Losses of several layers ``(layers,)``, of classes and twice of boxes, by their published names."""
     return {
-        f"{name}{dot}{rest}loss_{kind}": value
-        for kind, value in zip(("cls", "bbox", "iou"), values, strict=True)
+        f"{prefix}loss_{kind}": value
+        for kind, values in zip(("cls", "bbox", "iou"), losses, strict=True)
+        for prefix, value in zip(prefixes, values.unbind(), strict=True)
     }
 
 
