@@ -52,8 +52,10 @@ def match(
     Raises:
         FloatingPointError: a cost is not finite: the model has diverged.
     """
-    padded = [pad_sequence(list(values), batch_first=True) for values in (true_boxes, labels)]
-    host = _costs(logits, boxes, *padded, scales).double().cpu().numpy()
+    padded_boxes, padded_labels = (
+        pad_sequence(list(values), batch_first=True) for values in (true_boxes, labels)
+    )
+    host = _costs(logits, boxes, padded_boxes, padded_labels, scales).double().cpu().numpy()
     if not np.isfinite(host).all():
         raise FloatingPointError("the costs of matching queries and objects are not finite")
     pairs: list[list[npt.NDArray[np.int64]]] = [[] for _ in host]
