@@ -95,7 +95,7 @@ goes.
 NECKS_NOTE = """\
 The released neck enlarges the merged map at its full width and then runs an FPN; ViTDet's simple feature
 pyramid (`model.backbone.neck="simple"`) halves the width as it enlarges, and has no top-down path. Branches
-and heads are the same in both rows of a detector.
+and heads are the same in both rows of a detector. Milliseconds are those of the latency tables below.
 """
 PUBLISHED_AP = "box AP as published (Mask R-CNN, 1x)"
 INTRODUCTION = """\
