@@ -11,7 +11,7 @@ import pytest
 REPOSITORY = Path(__file__).resolve().parents[1]
 PACKAGE = REPOSITORY / "projects/PIIP/piip"
 
-CORE = {"core", "branches", "weights", "flops"}
+CORE = {"core", "branches", "weights", "flops", "inference"}
 TASKS = {"detection", "classification", "segmentation", "multimodal"}
 MAY_IMPORT = {  # room -> rooms of piip that it may import; itself goes without saying
     **dict.fromkeys(CORE, CORE),

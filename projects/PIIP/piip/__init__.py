@@ -5,13 +5,22 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from .backbone import PIIP, split_stages
+from .inference import optimize_for_inference
 from .interaction import InteractionConfig
 from .merge import Merge
 
 if TYPE_CHECKING:
     from .library.factory import create_model, list_models
 
-__all__ = ["PIIP", "InteractionConfig", "Merge", "create_model", "list_models", "split_stages"]
+__all__ = [
+    "PIIP",
+    "InteractionConfig",
+    "Merge",
+    "create_model",
+    "list_models",
+    "optimize_for_inference",
+    "split_stages",
+]
 
 
 def __getattr__(name: str) -> Any:

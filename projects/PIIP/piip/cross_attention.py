@@ -126,8 +126,8 @@ class RegularCrossAttention(nn.Module):
         return self.proj(out.reshape(query.shape))
 
 
-def _linear(layer: nn.Linear, x: Tensor) -> Tensor:
+def _linear(layer: nn.Module, x: Tensor) -> Tensor:
     """``layer`` in the precision of ``x``, also where the weights themselves are kept in half precision."""
-    if layer.weight.dtype == x.dtype:
+    if not isinstance(layer, nn.Linear) or layer.weight.dtype == x.dtype:
         return layer(x)
     return F.linear(x, layer.weight.to(x.dtype), layer.bias.to(x.dtype))

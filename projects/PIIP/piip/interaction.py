@@ -12,6 +12,7 @@ from timm.layers import DropPath
 from torch import Tensor, nn
 
 from .cross_attention import DeformableCrossAttention, RegularCrossAttention
+from .folding import scale_output
 
 __all__ = [
     "ConvFFN",
@@ -117,12 +118,12 @@ class Injector(nn.Module):
             )
         else:
             self.attn = RegularCrossAttention(dim, feat_dim, num_heads=config.num_heads)
-        self.ca_gamma = nn.Parameter(torch.zeros(dim))
+        self.ca_gamma: nn.Parameter | None = nn.Parameter(torch.zeros(dim))
         self.ffn: ConvFFN | None = None
         if config.ffn:
             self.ffn_norm = norm(dim)
             self.ffn = ConvFFN(dim, int(dim * config.ffn_ratio))
-            self.cffn_gamma = nn.Parameter(torch.zeros(dim))
+            self.cffn_gamma: nn.Parameter | None = nn.Parameter(torch.zeros(dim))
             self.drop_path = DropPath(config.drop_path_rate)
         self.reset_parameters()
 
@@ -140,17 +141,32 @@ class Injector(nn.Module):
                     nn.init.zeros_(module.bias)
         if isinstance(self.attn, DeformableCrossAttention):
             self.attn.reset_parameters()
-        nn.init.zeros_(self.ca_gamma)
-        if self.ffn is not None:
-            nn.init.zeros_(self.cffn_gamma)
+        for gamma in (self.ca_gamma, self.cffn_gamma if self.ffn is not None else None):
+            if gamma is not None:
+                nn.init.zeros_(gamma)
 
     def forward(self, query: Tensor, feat: Tensor) -> Tensor:
         """Update ``query`` ``(B, hq, wq, dim)`` from ``feat`` ``(B, hf, wf, feat_dim)``."""
         seen = self.attn(self.query_norm(query), self.feat_norm(self.proj(feat)))
-        x = query + self.ca_gamma * seen
+        x = query + _scaled(self.ca_gamma, seen)
         if self.ffn is None:
             return x
-        return x + self.cffn_gamma * self.drop_path(self.ffn(self.ffn_norm(x)))
+        return x + _scaled(self.cffn_gamma, self.drop_path(self.ffn(self.ffn_norm(x))))
+
+    def fold(self) -> None:
+        """Multiply the gammas into the projections before them, see :mod:`piip.folding`."""
+        if self.ca_gamma is not None:
+            is_deformable = isinstance(self.attn, DeformableCrossAttention)
+            scale_output(self.attn.get_submodule("output_proj" if is_deformable else "proj"), self.ca_gamma)
+            self.ca_gamma = None
+        if self.ffn is not None and self.cffn_gamma is not None:
+            scale_output(self.ffn.fc2, self.cffn_gamma)
+            self.cffn_gamma = None
+
+
+def _scaled(gamma: Tensor | None, x: Tensor) -> Tensor:
+    """``x`` times a vector over its channels, if there is one left to multiply by."""
+    return x if gamma is None else gamma * x
 
 
 class InteractionUnit(nn.Module):

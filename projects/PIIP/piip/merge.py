@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .folding import scale_output
 from .numerics import at_least_float32
 
 __all__ = ["Merge", "MergeKind"]
@@ -97,6 +98,15 @@ class Merge(nn.Module):
         self.weights = nn.ParameterDict(
             {str(j): nn.Parameter(torch.ones(())) for j in self.branches} if kind != "identity" else {}
         )
+
+    def fold(self) -> None:
+        """Multiply the scalar weights into the norms before them, see :mod:`piip.folding`."""
+        for key, weight in list(self.weights.items()):
+            layers = list(self.transforms[key].children())
+            *_, norm = (layer for layer in layers if isinstance(layer, nn.GroupNorm))
+            if weight >= 0 or norm is layers[-1]:  # max(0, w * x) is w * max(0, x) for w >= 0 only
+                scale_output(norm, weight)
+                del self.weights[key]
 
     def forward(self, maps: Sequence[Tensor], reference: int) -> Tensor:
         """Merge the branches' maps.

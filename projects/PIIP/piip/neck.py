@@ -10,6 +10,7 @@ from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 
 from .backbone import PIIP
+from .folding import compose
 
 __all__ = ["DeconvPyramid", "PyramidBackbone", "TappedPyramid", "published_pyramid"]
 
@@ -60,6 +61,20 @@ class DeconvPyramid(nn.Module):
             self.f2 = _deconv(dims[1])
         self.f3 = nn.Identity()
         self.f4 = nn.MaxPool2d(2)
+
+    def absorb(self, level: str, pointwise: nn.Conv2d) -> bool:
+        """Compose the deconvolution that ends a level with a 1x1 convolution that follows it.
+
+        Returns:
+            Whether the level ends in a deconvolution. Its map has the convolution's channels then.
+        """
+        if level == "f1":
+            *before, last = self.f1
+            assert isinstance(last, nn.ConvTranspose2d)
+            self.f1 = nn.Sequential(*before, compose(last, pointwise))
+        elif level == "f2":
+            self.f2 = compose(self.f2, pointwise)
+        return level in ("f1", "f2")
 
     def forward(self, maps: Sequence[Tensor]) -> dict[str, Tensor]:
         """Build the pyramid.

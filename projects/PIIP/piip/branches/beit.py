@@ -56,13 +56,23 @@ class BEiTAttention(TokenMapAttention):
         super().__init__(
             dim, num_heads, qkv_bias=False, window_size=window_size, pad_before_qkv=pad_before_qkv
         )
-        self.q_bias = nn.Parameter(torch.zeros(dim))
-        self.v_bias = nn.Parameter(torch.zeros(dim))
+        self.q_bias: nn.Parameter | None = nn.Parameter(torch.zeros(dim))
+        self.v_bias: nn.Parameter | None = nn.Parameter(torch.zeros(dim))
         self.relative_position_bias_table = nn.Parameter(torch.zeros((2 * window_size - 1) ** 2, num_heads))
 
     def project_qkv(self, x: Tensor) -> Tensor:
-        bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
-        return F.linear(x, self.qkv.weight, bias)
+        return self.qkv(x) if self.q_bias is None else F.linear(x, self.qkv.weight, self.qkv_bias())
+
+    def qkv_bias(self) -> Tensor:
+        """The bias of the joint projection: keys have none."""
+        assert self.q_bias is not None and self.v_bias is not None
+        return torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
+
+    def fold(self) -> None:
+        """Put the biases into the projection, see :mod:`piip.folding`."""
+        if self.q_bias is not None:
+            self.qkv.bias = nn.Parameter(self.qkv_bias())
+            self.q_bias = self.v_bias = None
 
     def attention_bias(self) -> Tensor:
         """The table spread over all pairs of tokens, ``(heads, N, N)``."""

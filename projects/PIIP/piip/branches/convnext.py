@@ -10,6 +10,7 @@ from timm.layers import LayerNorm2d
 from timm.models.convnext import ConvNeXtBlock
 from torch import Tensor, nn
 
+from ..folding import scale_output
 from .base import Branch, Pretrained
 
 __all__ = ["ConvNeXtBranch"]
@@ -20,9 +21,18 @@ _STEM_STRIDE = 4
 class _MapBlock(ConvNeXtBlock):
     """timm's block on a map ``(B, h, w, C)``."""
 
+    gamma: nn.Parameter | None
+
     def forward(self, x: Tensor) -> Tensor:
         y = self.conv_dw(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-        return x + self.drop_path(self.gamma * self.mlp(self.norm(y)))
+        y = self.mlp(self.norm(y))
+        return x + self.drop_path(y if self.gamma is None else self.gamma * y)
+
+    def fold(self) -> None:
+        """Multiply the layer scale into the projection before it, see :mod:`piip.folding`."""
+        if self.gamma is not None:
+            scale_output(self.mlp.fc2, self.gamma)
+            self.gamma = None
 
 
 class _Downsample(nn.Sequential):

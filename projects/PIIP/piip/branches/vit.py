@@ -12,6 +12,7 @@ from timm.layers import PatchEmbed
 from timm.models.vision_transformer import Block, LayerScale
 from torch import Tensor, nn
 
+from ..folding import scale_output
 from ..numerics import at_least_float32
 from .attention import TokenMapAttention
 from .base import Branch, Pretrained
@@ -48,6 +49,14 @@ class MapBlock(Block):
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.drop_path1(self.ls1(self.attn(self.norm1(x))))
         return x + self.drop_path2(self.ls2(self.mlp(self.norm2(x))))
+
+    def fold(self) -> None:
+        """Multiply the layer scales into the projections before them, see :mod:`piip.folding`."""
+        for name, projection in (("ls1", self.attn.proj), ("ls2", self.mlp.fc2)):
+            scale = getattr(self, name)
+            if isinstance(scale, LayerScale):
+                scale_output(projection, scale.gamma)
+                setattr(self, name, nn.Identity())
 
 
 class ViTBranch(Branch):

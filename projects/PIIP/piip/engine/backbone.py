@@ -13,7 +13,8 @@ from detectron2.modeling.backbone.fpn import LastLevelMaxPool
 from torch import Tensor, nn
 
 from ..backbone import PIIP
-from ..neck import LEVELS, PyramidBackbone, published_pyramid
+from ..folding import compose
+from ..neck import LEVELS, DeconvPyramid, PyramidBackbone, published_pyramid
 
 __all__ = [
     "MergedMapBackbone",
@@ -77,8 +78,26 @@ class _PaddedMixin:
         return {"size_divisibility": self._size_divisibility, "square_size": self._square_pad}
 
 
+def _after_convolution(conv: nn.Module) -> nn.Module:
+    """What Detectron2's convolution does once it has convolved."""
+    after = [part for part in (getattr(conv, "norm", None), getattr(conv, "activation", None)) if part]
+    return nn.Sequential(*after) if after else nn.Identity()
+
+
+def _is_pointwise(layer: nn.Module) -> bool:
+    return isinstance(layer, nn.Conv2d) and layer.kernel_size == layer.stride == (1, 1) and layer.groups == 1
+
+
 class SimplePyramid(_PaddedMixin, SimpleFeaturePyramid):
     """ViTDet's simple feature pyramid, padding its input as ``size_divisibility`` says."""
+
+    def fold(self) -> None:
+        """Compose deconvolutions with the 1x1 convolutions after them, see :mod:`piip.folding`."""
+        for stage in self.stages:
+            for index in range(len(stage) - 1):
+                if isinstance(stage[index], nn.ConvTranspose2d) and _is_pointwise(stage[index + 1]):
+                    after = _after_convolution(stage[index + 1])
+                    stage[index], stage[index + 1] = compose(stage[index], stage[index + 1]), after
 
 
 class ReleasedFPN(_PaddedMixin, FPN):
@@ -103,6 +122,22 @@ class ReleasedFPN(_PaddedMixin, FPN):
         if self.top_block is not None:
             results.extend(self.top_block(results[-1]))
         return dict(zip(self._out_features, results, strict=True))
+
+    def fold(self) -> None:
+        """Compose the last deconvolutions with the lateral 1x1 convolutions, see :mod:`piip.folding`.
+
+        That leaves 93 of the 151 G multiply-adds of PIIP-TSB's neck at 1120 px.
+        """
+        pyramid = getattr(self.bottom_up, "pyramid", None)
+        if not isinstance(pyramid, DeconvPyramid):
+            return
+        names = {child: name for name, child in self.named_children()}
+        for index, level in enumerate(self.in_features):
+            place = len(self.in_features) - 1 - index  # lateral_convs runs from the coarsest level down
+            lateral = self.lateral_convs[place]
+            if _is_pointwise(lateral) and pyramid.absorb(level, lateral):
+                self.lateral_convs[place] = _after_convolution(lateral)
+                setattr(self, names[lateral], self.lateral_convs[place])
 
 
 def _exact_divisibility(piip: PIIP, coarsest_stride: int) -> int:

@@ -1,0 +1,5 @@
+"""Models as fast as they get on a CPU, at the price of no longer being trainable."""
+
+from .optimize import optimize_for_inference
+
+__all__ = ["optimize_for_inference"]

@@ -1,0 +1,65 @@
+"""Linear layers whose weights lie as oneDNN's kernels read them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["PackedLinear", "pack_linears"]
+
+
+class PackedLinear(nn.Module):
+    """A linear layer on a CPU, for inference only.
+
+    PyTorch sends float32 matrix products to the BLAS it was built with, and where they do reach oneDNN,
+    weights are laid out anew at every call. Here that is done once, by the operators that ``torch.compile``
+    itself packs weights with (``torch.ops.mkldnn``).
+
+    Args:
+        linear: what to replace, float32 or, where the processor has instructions for it, bfloat16.
+    """
+
+    bias: Tensor | None
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        self.dtype = linear.weight.dtype
+        weight = linear.weight.detach().contiguous()
+        # opaque, hence neither parameter nor buffer
+        self._packed = torch.ops.mkldnn._reorder_linear_weight(weight)
+        self.register_buffer("bias", None if linear.bias is None else linear.bias.detach().clone())
+
+    @property
+    def weight(self) -> Tensor:
+        """The weights ``(out_features, in_features)``, unpacked: a copy."""
+        return self._packed.to_dense()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(..., in_features) -> (..., out_features)``, in the precision of the weights."""
+        if x.dtype != self.dtype:
+            x = x.to(self.dtype)
+        if x.numel() == 0:  # no box, say
+            return x.new_zeros(*x.shape[:-1], self.out_features)
+        return torch.ops.mkldnn._linear_pointwise(x, self._packed, self.bias, "none", [], "")
+
+    def extra_repr(self) -> str:
+        return f"{self.in_features}, {self.out_features}, bias={self.bias is not None}, {self.dtype}"
+
+
+def _packable(linear: nn.Module) -> bool:
+    if type(linear) is not nn.Linear or linear.weight.device.type != "cpu":
+        return False
+    if linear.weight.dtype == torch.bfloat16:
+        return torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return linear.weight.dtype == torch.float32
+
+
+def pack_linears(model: nn.Module) -> None:
+    """Replace the linear layers of a model by packed ones, in place, where oneDNN can run them."""
+    if not torch.backends.mkldnn.is_available():
+        return
+    for module in model.modules():
+        for name, child in module.named_children():
+            if _packable(child):
+                setattr(module, name, PackedLinear(child))  # type: ignore[arg-type]
