@@ -57,6 +57,11 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         choices=["none", "piip", "all"],
         help="whose linear layers run in oneDNN on a CPU (piip.cpu.use_onednn_linear)",
     )
+    parser.add_argument(
+        "--optimized",
+        action="store_true",
+        help="time inference of each PIIP a second time, after piip.optimize_for_inference, too",
+    )
     parser.add_argument("--format", default="table", choices=["table", "markdown", "csv", "json"])
     parser.add_argument("--output", type=Path, help="write there instead of to the screen")
 
@@ -65,7 +70,7 @@ def run_model(args: argparse.Namespace) -> None:
     """Measure detectors and print a row for each, mode, precision and batch."""
     # imported here: `ops` needs no Detectron2
     from piip.flops import format_rows
-    from piip.measure.latency import Contender, Protocol, compare
+    from piip.measure.latency import PRECISIONS, Contender, Protocol, compare
 
     if args.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("--device cuda, but PyTorch finds no GPU: use --device cpu")
@@ -75,9 +80,16 @@ def run_model(args: argparse.Namespace) -> None:
     rows: list[dict[str, Any]] = []
     for mode in args.mode:
         for precision in args.precision:
+            optimized = []
+            if args.optimized and mode == "inference":
+                optimized = [
+                    Contender.from_config(config, protocol, PRECISIONS[precision])
+                    for config, contender in zip(args.configs, contenders, strict=True)
+                    if contender.is_piip
+                ]
             for batch in args.batch:
                 print(f"measuring {mode}, {precision}, batch {batch}", file=sys.stderr)
-                rows += compare(contenders, precision, batch, mode, protocol)
+                rows += compare([*contenders, *optimized], precision, batch, mode, protocol)
     about = {
         "machine": machine(args.device, args.threads),
         "protocol": f"median of {args.runs} interleaved runs after warm-up, "

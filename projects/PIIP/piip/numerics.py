@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor
 
-__all__ = ["at_least_float32", "autocast", "without_autocast"]
+__all__ = ["at_least_float32", "autocast", "dtype_of", "without_autocast"]
 
 _PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -25,13 +25,22 @@ def without_autocast(device: torch.device) -> AbstractContextManager[object]:
     return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
 
 
-def autocast(device: str | torch.device, precision: str) -> torch.autocast:
-    """The context to run a model in for a precision named as in the configs.
+def dtype_of(precision: str) -> torch.dtype:
+    """The type for a precision named as in the configs.
 
     Raises:
         ValueError: unknown precision.
     """
     if precision not in _PRECISIONS:
         raise ValueError(f"precision '{precision}' is not supported: use one of {', '.join(_PRECISIONS)}")
-    dtype = _PRECISIONS[precision]
-    return torch.autocast(torch.device(device).type, torch.bfloat16, enabled=dtype != torch.float32)
+    return _PRECISIONS[precision]
+
+
+def autocast(device: str | torch.device, precision: str) -> torch.autocast:
+    """The context to run a model in for a precision named as in the configs.
+
+    Raises:
+        ValueError: unknown precision.
+    """
+    is_half = dtype_of(precision) != torch.float32
+    return torch.autocast(torch.device(device).type, torch.bfloat16, enabled=is_half)

@@ -7,7 +7,10 @@ from detectron2.config import instantiate
 from omegaconf import DictConfig
 from torch import nn
 
-__all__ = ["build_model"]
+from ..inference import optimize_for_inference
+from ..numerics import dtype_of
+
+__all__ = ["build_model", "for_prediction"]
 
 
 def build_model(cfg: DictConfig) -> nn.Module:
@@ -24,3 +27,10 @@ def build_model(cfg: DictConfig) -> nn.Module:
         raise ValueError(f"train.device is '{device}' but PyTorch finds no GPU: add train.device=cpu")
     model: nn.Module = instantiate(cfg.model)
     return model.to(device)
+
+
+def for_prediction(cfg: DictConfig, model: nn.Module) -> nn.Module:
+    """A loaded model as it evaluates and predicts: on a CPU optimised for `train.eval_precision`."""
+    if torch.device(cfg.train.device).type == "cpu":
+        optimize_for_inference(model, dtype_of(cfg.train.get("eval_precision", "float32")))
+    return model.eval()

@@ -26,7 +26,7 @@ from ..backbone import PIIP
 from ..numerics import autocast
 from .checkpoint import METADATA, Checkpointer
 from .evaluation import with_tta
-from .model import build_model
+from .model import build_model, for_prediction
 
 _logger = logging.getLogger("detectron2.piip")
 
@@ -77,7 +77,7 @@ class Predictor:
         self.augmentations = T.AugmentationList(instantiate(cfg.dataloader.test.mapper.augmentations))
         self.autocast = autocast(cfg.train.device, cfg.train.get("eval_precision", "float32"))
         self.metadata = _metadata(cfg, loaded.get(METADATA))
-        self.model = with_tta(cfg, self.model)
+        self.model = with_tta(cfg, for_prediction(cfg, self.model))
         sizes = [max(module.image_sizes) for module in self.model.modules() if isinstance(module, PIIP)]
         self.side = max(sizes, default=None)
 

@@ -29,7 +29,7 @@ from .config import load_config
 from .data import TrainLoader
 from .evaluation import class_names, evaluate, with_tta
 from .hooks import training_hooks
-from .model import build_model
+from .model import build_model, for_prediction
 from .own_data import use_own_data
 from .trainer import Trainer
 
@@ -127,4 +127,4 @@ def main(args: argparse.Namespace) -> None:
     checkpointer = Checkpointer(model, cfg.train.output_dir)
     loaded = checkpointer.resume_or_load(cfg.train.init_checkpoint, resume=args.resume)
     check_same_classes(loaded.get(METADATA, {}), class_names(cfg))
-    evaluate(cfg, model)
+    evaluate(cfg, for_prediction(cfg, model))

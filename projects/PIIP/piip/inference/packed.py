@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-__all__ = ["PackedLinear", "pack_linears"]
+__all__ = ["PackedLinear", "is_packable", "pack_linears"]
 
 
 class PackedLinear(nn.Module):
@@ -47,8 +47,11 @@ class PackedLinear(nn.Module):
         return f"{self.in_features}, {self.out_features}, bias={self.bias is not None}, {self.dtype}"
 
 
-def _packable(linear: nn.Module) -> bool:
+def is_packable(linear: nn.Module) -> bool:
+    """Whether a module is a linear layer, exactly, that oneDNN can run on this processor."""
     if type(linear) is not nn.Linear or linear.weight.device.type != "cpu":
+        return False
+    if not torch.backends.mkldnn.is_available():
         return False
     if linear.weight.dtype == torch.bfloat16:
         return torch.ops.mkldnn._is_mkldnn_bf16_supported()
@@ -57,9 +60,7 @@ def _packable(linear: nn.Module) -> bool:
 
 def pack_linears(model: nn.Module) -> None:
     """Replace the linear layers of a model by packed ones, in place, where oneDNN can run them."""
-    if not torch.backends.mkldnn.is_available():
-        return
     for module in model.modules():
         for name, child in module.named_children():
-            if _packable(child):
+            if is_packable(child):
                 setattr(module, name, PackedLinear(child))  # type: ignore[arg-type]

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +20,8 @@ from torch import Tensor, nn
 from ..backbone import PIIP
 from ..cpu import use_onednn_linear
 from ..flops import build_on_meta
+from ..inference import optimize_for_inference
+from ..inference.packed import PackedLinear, is_packable
 from .cost import detector_cost, find_trunk, load_detector, own_input_size
 
 __all__ = ["MODES", "PRECISIONS", "Contender", "Protocol", "compare", "matmul_peak"]
@@ -56,6 +59,7 @@ class Contender:
         input_size: height and width of the images it is given.
         gflops_backbone: multiply-adds up to the map that the neck starts from, in 1e9, for one image.
         gflops_detector: of everything, likewise.
+        optimized: what :func:`piip.optimize_for_inference` made it for; None for a model as it was built.
     """
 
     name: str
@@ -63,10 +67,18 @@ class Contender:
     input_size: tuple[int, int]
     gflops_backbone: float
     gflops_detector: float
+    optimized: torch.dtype | None = None
+
+    @property
+    def is_piip(self) -> bool:
+        """Whether its trunk is a PIIP."""
+        return isinstance(find_trunk(self.detector.backbone)[1], PIIP)
 
     @classmethod
-    def from_config(cls, config_file: str, protocol: Protocol) -> Contender:
-        """Build the model of a LazyConfig, weights at random, and count it."""
+    def from_config(
+        cls, config_file: str, protocol: Protocol, optimized: torch.dtype | None = None
+    ) -> Contender:
+        """Build the model of a LazyConfig, weights at random, count it, and optimise it if asked to."""
         with build_on_meta():
             cost = detector_cost(load_detector(config_file)).total
         heads = ("neck", "proposal_head", "box_head", "mask_head")
@@ -74,11 +86,15 @@ class Contender:
         torch.manual_seed(0)
         detector: Any = load_detector(config_file).to(protocol.device)
         is_piip = isinstance(find_trunk(detector.backbone)[1], PIIP)
-        if protocol.onednn_linear == "all" or (protocol.onednn_linear == "piip" and is_piip):
-            use_onednn_linear(detector)
         _find_objects(detector)
         size = own_input_size(detector)
-        return cls(Path(config_file).stem, detector, size, cost.gflops - above, cost.gflops)
+        name = Path(config_file).stem
+        if optimized is not None:
+            name = f"{name}, optimised"
+            optimize_for_inference(detector, optimized)
+        elif protocol.onednn_linear == "all" or (protocol.onednn_linear == "piip" and is_piip):
+            use_onednn_linear(detector)
+        return cls(name, detector, size, cost.gflops - above, cost.gflops, optimized)
 
 
 def _find_objects(detector: Any) -> None:
@@ -115,8 +131,13 @@ def _cast(value: Any, dtype: torch.dtype) -> Any:
 
 
 @contextmanager
-def _instrumented(detector: Any, clock: _Clock, dtype: torch.dtype) -> Iterator[None]:
-    """Stamp the clock around the trunk and the backbone, and run the trunk in ``dtype``, weights included."""
+def _instrumented(
+    detector: Any, clock: _Clock, dtype: torch.dtype, *, as_it_is: bool = False
+) -> Iterator[None]:
+    """Stamp the clock around the trunk and the backbone.
+
+    The trunk runs in ``dtype``, weights included, unless the detector is to be left ``as_it_is``.
+    """
     _, trunk = find_trunk(detector.backbone)
     # a PIIP is entered by its forward_pyramid where several maps of it may be wanted
     entry = "forward_pyramid" if isinstance(trunk, PIIP) else "forward"
@@ -124,6 +145,10 @@ def _instrumented(detector: Any, clock: _Clock, dtype: torch.dtype) -> Iterator[
 
     def timed_trunk(x: Tensor) -> Any:
         clock.mark("trunk starts")
+        if as_it_is:
+            output = run_trunk(x)
+            clock.mark("trunk ends")
+            return output
         with torch.autocast(x.device.type, enabled=False):
             output = run_trunk(x.to(dtype))
         clock.mark("trunk ends")
@@ -134,7 +159,8 @@ def _instrumented(detector: Any, clock: _Clock, dtype: torch.dtype) -> Iterator[
         clock.mark("backbone ends")
         return output
 
-    trunk.to(dtype)
+    if not as_it_is:
+        trunk.to(dtype)
     setattr(trunk, entry, timed_trunk)
     detector.backbone.forward = timed_backbone
     try:
@@ -142,7 +168,8 @@ def _instrumented(detector: Any, clock: _Clock, dtype: torch.dtype) -> Iterator[
     finally:
         delattr(trunk, entry)
         del detector.backbone.forward
-        trunk.to(torch.float32)
+        if not as_it_is:
+            trunk.to(torch.float32)
 
 
 def _images(contender: Contender, batch: int, device: str, *, annotated: bool) -> list[dict[str, Any]]:
@@ -191,21 +218,48 @@ def _peak_memory(run: Callable[[], Any], device: str) -> int | None:
     return _resident("VmHWM") - before
 
 
+_PRODUCTS = ((1024, 1024, 1024), (2048, 2048, 2048), (4096, 768, 3072), (1024, 3072, 768))
+"""Rows, inner and columns of the matrix products that the best is looked for among, on a CPU."""
+
+
 def matmul_peak(device: str, dtype: torch.dtype) -> float:
-    """Multiply-adds a second, in 1e9, of a large matrix product, as such or as a 1x1 convolution."""
-    size = 8192 if device == "cuda" else 1024  # a CPU without bfloat16 needs seconds for that already
-    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-    side = 32
-    image = a.reshape(1, size // side, side, size).permute(0, 3, 1, 2)  # a channels-last image
-    clock, best = _Clock(device), float("inf")
+    """Multiply-adds a second, in 1e9: the best of matrix products of several shapes.
+
+    On a CPU each also as a 1x1 convolution and with packed weights, and the best 3x3 convolution of a map, so
+    that no model is made of anything faster.
+    """
     with torch.inference_mode():
-        for product in (lambda: a @ b, lambda: F.conv2d(image, b[:, :, None, None])):
-            for _ in range(3):  # the first, slower for setting up, is never the best
-                clock.mark("start")
-                product()
-                clock.mark("end")
-                best = min(best, clock.between("start", "end"))
-    return size**3 / (best * 1e-3) / 1e9
+        if device == "cuda":
+            a, b = (torch.randn(8192, 8192, device=device).to(dtype) for _ in range(2))
+            return 8192**3 / _shortest(lambda: a @ b, device) / 1e9
+        rates = []
+        for rows, inner, columns in _PRODUCTS:
+            x = torch.randn(rows, inner).to(dtype)
+            linear = nn.Linear(inner, columns, bias=False).to(dtype)
+            image = x.reshape(1, rows // 32, 32, inner).permute(0, 3, 1, 2)  # a channels-last image
+            kernel = linear.weight[:, :, None, None]
+            forms: list[Callable[[], Any]] = [partial(linear, x), partial(F.conv2d, image, kernel)]
+            if is_packable(linear):
+                forms.append(partial(PackedLinear(linear), x))
+            best = min(_shortest(form, device) for form in forms)
+            rates.append(rows * inner * columns / best / 1e9)
+        side, channels = 64, 256
+        image = torch.randn(1, side, side, channels).to(dtype).permute(0, 3, 1, 2)
+        kernel = torch.randn(channels, channels, 3, 3).to(dtype, memory_format=torch.channels_last)
+        seconds = _shortest(lambda: F.conv2d(image, kernel, padding=1), device)
+        rates.append(9 * side**2 * channels**2 / seconds / 1e9)
+    return max(rates)
+
+
+def _shortest(call: Callable[[], Any], device: str, runs: int = 5) -> float:
+    """Seconds of the shortest of some runs; the first, slower for setting up, is never it."""
+    clock, best = _Clock(device), float("inf")
+    for _ in range(runs):
+        clock.mark("start")
+        call()
+        clock.mark("end")
+        best = min(best, clock.between("start", "end") * 1e-3)
+    return best
 
 
 def _inference(
@@ -217,7 +271,8 @@ def _inference(
 
     def run() -> dict[str, float]:
         clock = _Clock(protocol.device)
-        with _instrumented(detector, clock, dtype), torch.inference_mode(), half:
+        instrumented = _instrumented(detector, clock, dtype, as_it_is=contender.optimized is not None)
+        with instrumented, torch.inference_mode(), half:
             clock.mark("start")
             detector(inputs)
             clock.mark("end")
@@ -281,8 +336,10 @@ def compare(
     prepare = {"inference": _inference, "training": _training}[mode]
     runs = [prepare(contender, precision, batch, protocol) for contender in contenders]
     memory = [_peak_memory(run, protocol.device) for run in runs]
-    times = [[run() for run in runs] for _ in range(protocol.runs)]
-    peak = matmul_peak(protocol.device, PRECISIONS[precision])
+    times, peak = [], 0.0
+    for _ in range(protocol.runs):  # the peak in turn with the models: the speed of a shared machine varies
+        times.append([run() for run in runs])
+        peak = max(peak, matmul_peak(protocol.device, PRECISIONS[precision]))
     rows = []
     for index, contender in enumerate(contenders):
         row: dict[str, Any] = {"model": contender.name, "mode": mode, "precision": precision, "batch": batch}

@@ -1,0 +1,68 @@
+"""Whole detectors and segmentors, optimised, find what they found before."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from ... import require
+from ..models import randomise, tiny_piip
+
+require.detectron2()
+
+from piip import optimize_for_inference
+from piip.engine.backbone import ReleasedFPN, SimplePyramid, piip_backbone
+from piip.inference.packed import PackedLinear
+from piip.measure.cost import load_detector
+
+
+def quick(name: str) -> Any:
+    torch.manual_seed(0)
+    model: Any = load_detector(f"configs/quick/{name}_piip_128_96_64_shapes.py").eval()
+    randomise(model.backbone)
+    return model
+
+
+def tensors(output: dict[str, Any]) -> dict[str, Tensor]:
+    if "sem_seg" in output:
+        return output
+    fields = output["instances"].get_fields()
+    return {name: getattr(value, "tensor", value).float() for name, value in fields.items()}
+
+
+@pytest.mark.parametrize("name", ["mask_rcnn", "dino", "upernet"])
+def test_same_predictions(name: str) -> None:
+    model = quick(name)
+    image = torch.randint(0, 256, (3, 128, 112), dtype=torch.uint8)
+    inputs = [{"image": image, "height": 128, "width": 112}]
+    with torch.inference_mode():
+        expected = tensors(model(inputs)[0])
+    actual = tensors(optimize_for_inference(model)(inputs)[0])
+    assert any(isinstance(module, PackedLinear) for module in model.modules())
+    assert actual.keys() == expected.keys()
+    for key, value in expected.items():
+        assert value.numel()
+        # float32 rounding, in pixels for boxes
+        torch.testing.assert_close(actual[key], value, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("neck", ["released", "simple"])
+def test_neck_is_folded(neck: str) -> None:
+    """Lateral convolutions after a deconvolution are gone, the levels stay; folding twice does no harm."""
+    backbone = randomise(piip_backbone(tiny_piip(), neck=neck, out_channels=16).eval())  # type: ignore[arg-type]
+    x = torch.randn(1, 3, 64, 64)
+    with torch.inference_mode():
+        expected = backbone(x)
+    before = sum(p.numel() for p in backbone.parameters())
+    assert isinstance(backbone, ReleasedFPN | SimplePyramid)
+    backbone.fold()
+    backbone.fold()
+    assert sum(p.numel() for p in backbone.parameters()) < before
+    with torch.inference_mode():
+        actual = backbone(x)
+    for level, value in expected.items():
+        # products of weights are rounded once, sums of some hundred terms taken in another order
+        torch.testing.assert_close(actual[level], value, rtol=1e-4, atol=2e-5 * float(value.abs().max()))

@@ -1,0 +1,186 @@
+"""A model optimised for inference says what it said before."""
+
+from __future__ import annotations
+
+import copy
+import resource
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+import piip
+from piip import PIIP, InteractionConfig, optimize_for_inference
+from piip.branches import BEiTBranch, ConvNeXtBranch
+from piip.folding import compose, scale_output
+from piip.inference.heap import keep_heap_warm
+from piip.inference.packed import PackedLinear
+from piip.neck import PyramidBackbone, published_pyramid
+
+from ..models import DIMS, randomise, tiny_branch, tiny_piip
+
+# Factors are folded in float64 and rounded once; sums of a few hundred terms are taken in another order.
+FLOAT32 = 2e-5
+
+
+def close(actual: Tensor, expected: Tensor, tolerance: float) -> bool:
+    return float((actual - expected).abs().max()) <= tolerance * float(expected.abs().max())
+
+
+def beit_piip() -> PIIP:
+    sizes = {"embed_dim": 64, "depth": 2, "num_heads": 4, "patch_size": 8, "mlp_ratio": 2}
+    branches = [BEiTBranch(window_sizes=4, **sizes), tiny_branch(48)]
+    return PIIP(branches, (32, 48), num_interactions=2, interaction=InteractionConfig(num_heads=4))
+
+
+def convnext_piip() -> PIIP:
+    branches = [
+        ConvNeXtBranch(dims=(32, 32, 64, 64), depths=(1, 1, 1, 1), layer_scale=1.0),
+        ConvNeXtBranch(dims=(32, 32, 32, 32), depths=(1, 1, 1, 1), layer_scale=1.0),
+    ]
+    interaction = InteractionConfig(num_heads=4)
+    return PIIP(branches, (64, 96), num_interactions=2, interaction=interaction, merge="single_conv")
+
+
+MODELS = {
+    "windows": lambda: tiny_piip(branch={"window_sizes": 3}),
+    "no layer scale": lambda: tiny_piip(branch={"layer_scale": None}),
+    "regular attention": lambda: tiny_piip(interaction=InteractionConfig(attention="regular", num_heads=4)),
+    "no ffn, norm, projection": lambda: tiny_piip(
+        interaction=InteractionConfig(num_heads=4, ffn=False, norm=False, projection=False)
+    ),
+    "linear merge": lambda: tiny_piip(dims=(64, 32), merge="linear"),
+    "identity merge": lambda: tiny_piip(dims=(64, 64), merge="identity"),
+    "beit": beit_piip,
+    "convnext": convnext_piip,
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_same_map(name: str) -> None:
+    model = randomise(MODELS[name]().eval())
+    x = torch.randn(1, 3, 96, 96)
+    with torch.inference_mode():
+        expected = model(x)
+    optimised = optimize_for_inference(model)
+    assert optimised is model
+    actual = model(x)
+    assert close(actual, expected, FLOAT32)
+    assert not actual.requires_grad
+    assert not any(type(module) is nn.Linear for module in model.modules())
+
+
+def test_negative_weights_of_the_merge_stay() -> None:
+    """ReLU lets no negative factor through: folding one would change the map."""
+    model = randomise(tiny_piip().eval())
+    with torch.no_grad():
+        for weight, value in zip(model.merge.weights.values(), (-0.7, 0.0, 1.3), strict=True):
+            weight.fill_(value)
+    x = torch.randn(1, 3, 64, 64)
+    with torch.inference_mode():
+        expected = model(x)
+    assert close(optimize_for_inference(model)(x), expected, FLOAT32)
+    assert list(model.merge.weights) == ["1"]
+
+
+def test_folding_twice_changes_nothing() -> None:
+    model = randomise(tiny_piip().eval())
+    foldable = [module for module in model.modules() if hasattr(module, "fold")]
+    for module in foldable:
+        module.fold()
+    state = copy.deepcopy(model.state_dict())
+    for module in foldable:
+        module.fold()
+    assert state.keys() == model.state_dict().keys()
+    assert all(torch.equal(state[key], value) for key, value in model.state_dict().items())
+    assert not [key for key in state if "gamma" in key or key.startswith("merge.weights")]
+
+
+@settings(deadline=None, max_examples=20)
+@given(
+    st.integers(1, 9), st.integers(1, 9), st.integers(1, 9), st.booleans(), st.booleans(), st.integers(1, 3)
+)
+def test_composed_deconvolution(
+    dim: int, between: int, out: int, bias: bool, other: bool, kernel: int
+) -> None:
+    deconvolution = nn.ConvTranspose2d(dim, between, kernel, stride=kernel, bias=bias).double()
+    pointwise = nn.Conv2d(between, out, 1, bias=other).double()
+    x = torch.randn(2, dim, 3, 4, dtype=torch.float64)
+    joined = compose(deconvolution, pointwise)
+    assert (joined.bias is not None) == (bias or other)
+    torch.testing.assert_close(joined(x), pointwise(deconvolution(x)))
+
+
+def test_scaled_output() -> None:
+    for layer, shape in ((nn.Linear(4, 3), (2, 4)), (nn.GroupNorm(1, 3), (2, 3, 5, 5))):
+        x, factor = torch.randn(shape), torch.tensor([0.5, -2.0, 4.0])  # powers of two: exact
+        expected = layer(x) * (factor if layer(x).ndim == 2 else factor[:, None, None])
+        scale_output(layer, factor)
+        torch.testing.assert_close(layer(x), expected)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_packed_linear(bias: bool) -> None:
+    linear = nn.Linear(24, 40, bias=bias)
+    packed = PackedLinear(linear)
+    assert torch.equal(packed.weight, linear.weight)
+    for shape in ((5, 24), (2, 3, 7, 24), (0, 24), (1, 24)):
+        x = torch.randn(shape)
+        # float32 rounding of a sum of 24 terms in another order
+        torch.testing.assert_close(packed(x), linear(x).detach(), rtol=1e-5, atol=1e-5)
+    cut = torch.randn(3, 9, 24)[:, 2:7]  # not contiguous
+    torch.testing.assert_close(packed(cut), linear(cut).detach(), rtol=1e-5, atol=1e-5)
+    assert "in" not in packed.state_dict() and "weight" not in packed.state_dict()
+
+
+def test_bfloat16_keeps_what_the_method_computes_in_float32() -> None:
+    model = randomise(tiny_piip().eval())
+    x = torch.randn(1, 3, 64, 64)
+    with torch.inference_mode():
+        expected = model(x)
+    optimize_for_inference(model, torch.bfloat16)
+    types = {name: parameter.dtype for name, parameter in model.named_parameters()}
+    assert types["branches.0.patch_embed.proj.weight"] == torch.bfloat16
+    attention = model.interactions[0].units["1_2"].large_to_small.attn
+    assert attention.value_proj.dtype == torch.float32  # packed, as everything on this CPU
+    # 8 bits of mantissa through two stages
+    assert close(model(x).float(), expected, 5e-2)
+
+
+def test_released_pyramid() -> None:
+    """The levels of a released backbone, merged map included."""
+    inner = tiny_piip()
+    model = randomise(PyramidBackbone(inner, published_pyramid(inner)).eval())
+    x = torch.randn(1, 3, 64, 64)
+    with torch.inference_mode():
+        expected = model(x)
+    actual = optimize_for_inference(model)(x)
+    assert actual.keys() == expected.keys()
+    assert all(close(actual[key], expected[key], FLOAT32) for key in expected)
+    assert DIMS[0] == actual["merged"].shape[1]
+
+
+def test_classifier_and_half_optimised_models() -> None:
+    classifier = randomise(piip.create_model("piip_b_512_256_128", num_classes=5).eval())
+    with pytest.raises(ValueError, match=r"dtype torch\.float16 is not supported: use torch\.float32"):
+        optimize_for_inference(classifier, torch.float16)
+    optimize_for_inference(classifier)
+    with pytest.raises(ValueError, match="optimise a model once"):
+        optimize_for_inference(classifier)
+
+
+def test_memory_stays() -> None:
+    """A large tensor's pages are there when the next one comes: filling it fetches none."""
+    assert keep_heap_warm()
+
+    def faults() -> int:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        torch.ones(64 << 20, dtype=torch.uint8)
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+    for _ in range(4):  # until what else is allocated has found its place
+        faults()
+    pages = (64 << 20) // resource.getpagesize()
+    assert faults() < pages // 10
