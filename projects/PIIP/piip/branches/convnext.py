@@ -113,7 +113,7 @@ class ConvNeXtBranch(Branch):
         for module in self.modules():
             if isinstance(module, nn.LayerNorm):
                 module.reset_parameters()
-            if isinstance(module, _MapBlock):
+            if isinstance(module, _MapBlock) and module.gamma is not None:
                 nn.init.constant_(module.gamma, self._layer_scale)
             if isinstance(module, nn.Linear | nn.Conv2d):
                 nn.init.trunc_normal_(module.weight, std=0.02)
