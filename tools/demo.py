@@ -1,7 +1,8 @@
 #!/usr/bin/env python
-"""Draw what a trained model finds in images, folders, globs and videos.
+"""Draw what a trained model finds in images, folders, globs, videos, cameras and streams.
 
 tools/demo.py --config-file CONFIG --weights MODEL.pth --input FILE_OR_FOLDER_OR_GLOB ... [--output FOLDER]
+tools/demo.py --config-file CONFIG --weights MODEL.pth --input 0 --save-json found.jsonl
 """
 
 from collections.abc import Sequence
@@ -13,15 +14,36 @@ from piip.engine.command_line import argument_parser, tool
 @tool
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; status 1 where nothing was drawn."""
-    parser = argument_parser(description="Draw what a trained model finds in images and videos.")
+    parser = argument_parser(
+        description="Draw what a trained model finds in images, videos and live streams."
+    )
     parser.add_argument("--config-file", required=True, help="LazyConfig of the model")
     parser.add_argument("--weights", help="checkpoint (default: the config's train.init_checkpoint)")
-    parser.add_argument("--input", nargs="+", required=True, help="images, folders, globs, videos")
+    parser.add_argument(
+        "--input",
+        nargs="+",
+        required=True,
+        help="images, folders, globs, videos; or the number of a camera or address of a stream (rtsp://...), "
+        "of which the newest frame is always taken, and which Ctrl-C ends",
+    )
     parser.add_argument(
         "--output", type=Path, default=Path("outputs/predictions"), help="folder (default: %(default)s)"
     )
     parser.add_argument(
         "--score-threshold", type=float, default=0.5, help="drop detections below it (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--save-json",
+        type=Path,
+        metavar="FILE",
+        help="what was found, as a list, or, named .jsonl, a line each as it is found "
+        "(default: predictions.json in the output folder)",
+    )
+    parser.add_argument(
+        "--batch",
+        type=int,
+        default=1,
+        help="images of one size, or frames of a video, that a GPU takes together (default: %(default)s)",
     )
     parser.add_argument("--opts", nargs="+", default=[], help="config overrides, such as train.device=cpu")
     parser.add_argument(
@@ -57,8 +79,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     else:
         skip_below(predictor.model, args.score_threshold)
         renderer = InstanceRenderer(predictor.metadata, args.score_threshold)
-    report = predict(predictor, renderer, args.input, args.output)
-    print(f"{report.drawn} images and frames drawn, {len(report.skipped)} files skipped: {args.output}")
+    report = predict(predictor, renderer, args.input, args.output, batch=args.batch, save_json=args.save_json)
+    live = f", {report.passed_over} frames passed over" if report.passed_over else ""
+    print(f"{report.drawn} images and frames drawn, {len(report.skipped)} files skipped{live}: {args.output}")
     return 0 if report.drawn else 1
 
 

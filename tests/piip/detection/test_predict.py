@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -31,6 +32,7 @@ from piip.engine.predict import Predictor, Report, expand_inputs
 from piip.engine.predict import predict as predict_with
 from piip.engine.train import build_model
 
+from ..live_camera import running_camera
 from ..tiny_config import QUICK_CONFIG, REPOSITORY, tiny_config
 
 
@@ -138,6 +140,80 @@ def test_video(predictor: Predictor, tmp_path: Path) -> None:
     predictions = json.loads((tmp_path / "out/predictions.json").read_text())
     assert {p["frame"] for p in predictions} == set(range(5))
     assert all(p["image_id"] == p["frame"] + 1 and p["file_name"] == str(path) for p in predictions)
+
+
+def test_a_camera(predictor: Predictor, tmp_path: Path) -> None:
+    """The newest frames are drawn, into a video as long as it ran; lines say what was found when."""
+    renderer = InstanceRenderer(predictor.metadata, 0.05)
+    with running_camera() as address:
+        found = tmp_path / "found.jsonl"
+        report = predict_with(predictor, renderer, [address], tmp_path / "out", save_json=found)
+    assert report.drawn + report.passed_over == 20
+    assert not (tmp_path / "out/predictions.json").exists()
+    records = [json.loads(line) for line in found.read_text().splitlines()]
+    assert records and all(r["file_name"] == address and 0 <= r["frame"] < 20 for r in records)
+    seconds = [record["seconds"] for record in records]
+    assert seconds == sorted(seconds)
+    drawn = cv2.VideoCapture(str(tmp_path / "out/live.mp4"))
+    length = drawn.get(cv2.CAP_PROP_FRAME_COUNT) / drawn.get(cv2.CAP_PROP_FPS)
+    assert length == pytest.approx(seconds[-1], abs=2 / drawn.get(cv2.CAP_PROP_FPS))
+    with pytest.raises(ValueError, match="may have no end: give a camera or stream as the only input"):
+        predict_with(predictor, renderer, ["0", "photographs"], tmp_path / "out")
+
+
+def test_ctrl_c_ends_a_camera_and_interrupts_files(
+    predictor: Predictor, photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was found until then is written, whole, either way."""
+    renderer = InstanceRenderer(predictor.metadata, 0.05)
+    batch, calls = predictor.batch, []
+
+    def interrupted(*arguments: Any) -> list[dict[str, Any]]:
+        calls.append(arguments)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return batch(*arguments)
+
+    monkeypatch.setattr(predictor, "batch", interrupted)
+    with running_camera() as address:
+        report = predict_with(predictor, renderer, [address], tmp_path / "live")
+    assert report.drawn == 2
+    assert {r["image_id"] for r in json.loads((tmp_path / "live/predictions.json").read_text())} == {1, 2}
+    assert (tmp_path / "live/live.mp4").exists()
+    calls.clear()
+    with pytest.raises(KeyboardInterrupt):
+        predict_with(predictor, renderer, [str(photographs)], tmp_path / "files")
+    assert {r["image_id"] for r in json.loads((tmp_path / "files/predictions.json").read_text())} == {1, 2}
+
+
+def test_batches_change_nothing(predictor: Predictor, photographs: Path, tmp_path: Path) -> None:
+    """Images of one size go through the model together, others by themselves: padding would change them."""
+    seen = []
+    predictor.model.backbone.register_forward_hook(lambda module, inputs, output: seen.append(len(inputs[0])))
+    for name in ("grey.png", "cat.jpg"):
+        (photographs / f"a-{name}").write_bytes((photographs / name).read_bytes())
+    found = []
+    for batch in (1, 3):
+        report = predict_with(
+            predictor,
+            InstanceRenderer(predictor.metadata, 0.05),
+            [str(photographs)],
+            tmp_path / str(batch),
+            batch=batch,
+        )
+        assert report.drawn == 5
+        found.append(json.loads((tmp_path / str(batch) / "predictions.json").read_text()))
+    # a-cat, a-grey, cat | grey, upright: nothing of one size is side by side; then two pictures that are
+    assert seen == [1] * 10
+    pair = [cv2.imread(str(photographs / "cat.jpg")), cv2.imread(str(photographs / "a-cat.jpg"))[:, ::-1]]
+    together = predictor.batch(pair)
+    assert seen[10:] == [2]
+    for image, output in zip(pair, together, strict=True):
+        alone = predictor(image)["instances"]
+        assert torch.allclose(output["instances"].scores, alone.scores, atol=1e-5)  # float32 sums reordered
+    assert [(r["image_id"], r["bbox"]) for r in found[0]] == [(r["image_id"], r["bbox"]) for r in found[1]]
+    with pytest.raises(ValueError, match="batch is 0: expected a positive number"):
+        predict_with(predictor, InstanceRenderer(predictor.metadata), ["a"], tmp_path, batch=0)
 
 
 def test_inputs(tmp_path: Path) -> None:

@@ -16,7 +16,8 @@ from detectron2.structures import Instances
 from detectron2.utils.visualizer import ColorMode, Visualizer
 from torch import nn
 
-from ..engine.predict import LARGEST_PICTURE, Image
+from ..engine.predict import LARGEST_PICTURE
+from ..engine.sources import Image
 
 __all__ = ["InstanceRenderer", "draw", "skip_below", "visualizer"]
 

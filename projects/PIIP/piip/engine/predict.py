@@ -1,25 +1,23 @@
-"""Prediction with a LazyConfig's model on images, folders, globs and videos."""
+"""Prediction with a LazyConfig's model on images, folders, globs, videos, cameras and streams."""
 
 from __future__ import annotations
 
-import glob
-import json
-import logging
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+import itertools
+from collections import deque
+from collections.abc import Generator, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 import cv2
 import detectron2.data.transforms as T
 import numpy as np
-import numpy.typing as npt
 import torch
 from detectron2.config import instantiate
 from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
-from detectron2.data.detection_utils import read_image
 from omegaconf import DictConfig
-from PIL.Image import DecompressionBombError
 from tqdm import tqdm
 
 from ..backbone import PIIP
@@ -27,20 +25,38 @@ from ..numerics import autocast
 from .checkpoint import METADATA, Checkpointer
 from .evaluation import with_tta
 from .model import build_model, for_prediction
+from .sinks import JsonWriter, VideoWriter
+from .sources import (
+    Frame,
+    Image,
+    LiveFrames,
+    Skipped,
+    UnreadableFileError,
+    expand_inputs,
+    is_stream,
+    open_stream,
+    prefetch,
+    read_files,
+)
 
-_logger = logging.getLogger("detectron2.piip")
+__all__ = [
+    "LARGEST_PICTURE",
+    "Image",
+    "Predictor",
+    "Renderer",
+    "Report",
+    "UnreadableFileError",
+    "expand_inputs",
+    "predict",
+]
 
-IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
-VIDEO_SUFFIXES = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm"})
 _DRAWN_SUFFIXES = frozenset(
     {".bmp", ".jpeg", ".jpg", ".png", ".webp"}
 )  # written as they came, the others as .png
 
-Image = npt.NDArray[np.uint8]
-"""(H, W, 3), BGR."""
-
-
 _LARGEST = 4  # times the pixels of the square that a model is made for; attention grows with their square
+
+_DRAWN_BEHIND = 2  # pictures that wait to be drawn while the model goes on
 
 
 LARGEST_PICTURE = 12_000_000
@@ -81,7 +97,6 @@ class Predictor:
         sizes = [max(module.image_sizes) for module in self.model.modules() if isinstance(module, PIIP)]
         self.side = max(sizes, default=None)
 
-    @torch.inference_mode()
     def __call__(self, image: Image, size: tuple[int, int] | None = None) -> dict[str, Any]:
         """What the model says of one image, on the CPU.
 
@@ -92,6 +107,37 @@ class Predictor:
         Raises:
             ValueError: the config does not resize, and the image is far larger than the model is made for.
         """
+        (output,) = self.batch([image], None if size is None else [size])
+        return output
+
+    @torch.inference_mode()
+    def batch(
+        self, images: Sequence[Image], sizes: Sequence[tuple[int, int]] | None = None
+    ) -> list[dict[str, Any]]:
+        """What the model says of some images, on the CPU.
+
+        Only images that reach the model in one size go through it together: others would be padded, and
+        padding changes what a PIIP computes.
+
+        Args:
+            images: the images.
+            sizes: height and width that each answer is for; None for the images' own.
+
+        Raises:
+            ValueError: as for one image.
+        """
+        inputs = [
+            self._input(image, size)
+            for image, size in zip(images, sizes or [image.shape[:2] for image in images], strict=True)
+        ]
+        outputs: list[dict[str, Any]] = []
+        with self.autocast:
+            for _, run in itertools.groupby(inputs, key=lambda prepared: prepared["image"].shape):
+                outputs += self.model(list(run))
+        return [{key: value.to("cpu") for key, value in output.items()} for output in outputs]
+
+    def _input(self, image: Image, size: tuple[int, ...]) -> dict[str, Any]:
+        """An image as Detectron2's models take it."""
         height, width = image.shape[:2]
         if self.model.input_format == "RGB":
             image = np.ascontiguousarray(image[:, :, ::-1])
@@ -105,10 +151,7 @@ class Predictor:
                 "dataloader.test.mapper.augmentations, such as piip.engine.resize.ResizeToFit"
             )
         tensor = torch.from_numpy(np.ascontiguousarray(augmented.image.transpose(2, 0, 1)))
-        height, width = size or (height, width)
-        with self.autocast:
-            (output,) = self.model([{"image": tensor, "height": height, "width": width}])
-        return {key: value.to("cpu") for key, value in output.items()}
+        return {"image": tensor, "height": size[0], "width": size[1]}
 
 
 def _metadata(cfg: DictConfig, kept: dict[str, Any] | None) -> Metadata:
@@ -125,163 +168,162 @@ def _metadata(cfg: DictConfig, kept: dict[str, Any] | None) -> Metadata:
     return metadata
 
 
-def expand_inputs(inputs: Iterable[str]) -> list[Path]:
-    """Files meant by names of files, folders (their images and videos, not deeper) and globs, in order.
-
-    A name that matches nothing is kept, so that it is reported when it cannot be read.
-    """
-    files: list[Path] = []
-    for name in inputs:
-        path = Path(name)
-        if path.is_dir():
-            files += sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES | VIDEO_SUFFIXES)
-        elif path.exists():
-            files.append(path)
-        else:
-            files += [Path(match) for match in sorted(glob.glob(name, recursive=True))] or [path]
-    return files
-
-
-class UnreadableFileError(Exception):
-    """An input that is missing or cannot be decoded."""
-
-
-def _read(path: Path) -> Image:
-    try:
-        return np.ascontiguousarray(read_image(str(path), format="BGR"))
-    except (
-        OSError,
-        ValueError,
-        SyntaxError,
-        DecompressionBombError,
-    ) as error:  # what Pillow raises on broken files
-        raise UnreadableFileError(str(error)) from error
-
-
-class _VideoWriter:
-    """Writes frames of one size to an .mp4 file, which exists once a first frame was written."""
-
-    def __init__(self, path: Path, frames_per_second: float) -> None:
-        self.path, self.frames_per_second = path, frames_per_second
-        self.writer: cv2.VideoWriter | None = None
-
-    def write(self, frame: Image) -> None:
-        if self.writer is None:
-            height, width = frame.shape[:2]
-            codec = cv2.VideoWriter.fourcc(*"mp4v")
-            self.writer = cv2.VideoWriter(str(self.path), codec, self.frames_per_second, (width, height))
-            if not self.writer.isOpened():
-                raise OSError(
-                    f"cannot write the video {self.path}: check the folder, and OpenCV's mp4 support"
-                )
-        self.writer.write(frame)
-
-    def close(self) -> None:
-        if self.writer is not None:
-            self.writer.release()
-
-
-def _frames(video: cv2.VideoCapture) -> Iterator[Image]:
-    while True:
-        more, frame = video.read()
-        if not more:
-            return
-        yield frame
-
-
 @dataclass
 class Report:
-    """What became of the inputs: how many images and frames were drawn, and which files skipped and why."""
+    """What became of the inputs.
 
-    drawn: int
-    skipped: dict[Path, str]
+    Attributes:
+        drawn: images and frames drawn.
+        skipped: files that could not be read, and why.
+        passed_over: frames of a live source that came while the model was busy.
+    """
+
+    drawn: int = 0
+    skipped: dict[Path, str] = field(default_factory=dict)
+    passed_over: int = 0
 
 
-class Job:
-    """One run over inputs: draws pictures and videos into a folder, and collects the predictions."""
+class _Results:
+    """Draws and writes, in a thread of its own and in order, what a model says of images and frames."""
 
-    def __init__(self, predictor: Predictor, renderer: Renderer, output: Path) -> None:
-        self.predictor, self.renderer, self.output = predictor, renderer, output
-        self.predictions: list[dict[str, Any]] = []
-        self.images = 0
-        self.names: set[str] = set()
+    def __init__(self, renderer: Renderer, output: Path, records: JsonWriter) -> None:
+        self.renderer, self.output, self.records = renderer, output, records
+        self._names: set[str] = set()
+        self._video: VideoWriter | None = None
+        self._source: Path | str | None = None
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="drawing")
+        self._waiting: deque[Future[None]] = deque()
         output.mkdir(parents=True, exist_ok=True)
 
-    def _target(self, source: Path, suffix: str) -> Path:
+    def add(self, frame: Frame, output: dict[str, Any], image_id: int) -> None:
+        """Have one result drawn and written; waits where drawing lags behind."""
+        while len(self._waiting) >= _DRAWN_BEHIND:
+            self._waiting.popleft().result()
+        self._waiting.append(self._thread.submit(self._write, frame, output, image_id))
+
+    def close(self) -> None:
+        """Wait for the last results, and finish the video. What went wrong meanwhile is raised here."""
+        self._thread.shutdown()
+        if self._video is not None:
+            self._video.close()
+        while self._waiting:
+            self._waiting.popleft().result()
+
+    def _target(self, source: Path | str, suffix: str) -> Path:
         """A file in the output folder named after the source, numbered where the name is taken."""
-        name, number = f"{source.stem}{suffix}", 1
-        while name in self.names:
+        stem = f"camera-{source}" if str(source).isdecimal() else Path(source).stem
+        name, number = f"{stem}{suffix}", 1
+        while name in self._names:
             number += 1
-            name = f"{source.stem}-{number}{suffix}"
-        self.names.add(name)
+            name = f"{stem}-{number}{suffix}"
+        self._names.add(name)
         return self.output / name
 
-    def _predict(self, image: Image, **origin: Any) -> tuple[dict[str, Any], Image]:
-        """The model's output for an image, and the picture of it."""
-        output = self.predictor(image, self.renderer.output_size(*image.shape[:2]))
-        self.images += 1
-        self.predictions += [{**r, **origin} for r in self.renderer.records(output, self.images)]
-        return output, self.renderer.draw(image, output)
+    def _write(self, frame: Frame, output: dict[str, Any], image_id: int) -> None:
+        origin: dict[str, Any] = {"file_name": str(frame.source)}
+        if frame.moment is not None:
+            origin["frame"] = frame.moment.number
+            if frame.moment.length is None:
+                origin["seconds"] = round(frame.moment.seconds, 3)
+        self.records.write({**record, **origin} for record in self.renderer.records(output, image_id))
+        drawn = self.renderer.draw(frame.image, output)
+        if frame.moment is None:
+            self._picture(Path(frame.source), frame.image, drawn, output)
+            return
+        if self._video is None or self._source != frame.source or frame.moment.number == 0:
+            if self._video is not None:
+                self._video.close()
+            self._video = VideoWriter(self._target(frame.source, ".mp4"), frame.moment.rate)
+            self._source = frame.source
+        self._video.write(drawn, frame.moment.seconds)
 
-    def image(self, path: Path) -> None:
-        """Draw one image.
-
-        Raises:
-            UnreadableFileError: it cannot be read.
-        """
-        image = _read(path)
-        output, drawn = self._predict(image, file_name=str(path))
-        suffix = path.suffix.lower()
-        target = self._target(path, suffix if suffix in _DRAWN_SUFFIXES else ".png")
+    def _picture(self, source: Path, image: Image, drawn: Image, output: dict[str, Any]) -> None:
+        suffix = source.suffix.lower()
+        target = self._target(source, suffix if suffix in _DRAWN_SUFFIXES else ".png")
         if not cv2.imwrite(str(target), drawn):
             raise OSError(f"cannot write {target}")
-        self.renderer.save(output, target, image.shape[:2])
-
-    def video(self, path: Path, bar: tqdm) -> None:
-        """Draw one video, frame by frame.
-
-        Raises:
-            UnreadableFileError: it has no frame that can be read.
-        """
-        capture = cv2.VideoCapture(str(path))
-        bar.total += max(int(capture.get(cv2.CAP_PROP_FRAME_COUNT)) - 1, 0)
-        writer = _VideoWriter(self._target(path, ".mp4"), capture.get(cv2.CAP_PROP_FPS) or 25.0)
-        count = 0
-        for count, frame in enumerate(_frames(capture), start=1):
-            _, drawn = self._predict(frame, file_name=str(path), frame=count - 1)
-            writer.write(drawn)
-            bar.update(count > 1)  # the caller counts the file itself
-        capture.release()
-        writer.close()
-        if count == 0:
-            raise UnreadableFileError("no frame can be read: missing, or not a video")
+        self.renderer.save(output, target, (image.shape[0], image.shape[1]))
 
 
-def predict(predictor: Predictor, renderer: Renderer, inputs: Iterable[str], output: Path) -> Report:
-    """Draw what a model finds in images, folders, globs and videos, and write `predictions.json`.
+def _open(inputs: Sequence[str]) -> tuple[Generator[Frame | Skipped, None, None] | LiveFrames, int | None]:
+    """What the inputs hold, and the number of files; None for a stream."""
+    streams = [name for name in inputs if is_stream(name)]
+    if not streams:
+        files = expand_inputs(inputs)
+        return prefetch(read_files(files)), len(files)
+    if len(inputs) > 1:
+        raise ValueError(f"{streams[0]} may have no end: give a camera or stream as the only input")
+    return open_stream(streams[0]), None
 
-    A file that is missing or cannot be decoded is reported and skipped. The predictions are a list of the
-    renderer's records; `image_id` counts images and frames from 1, "file_name" (and "frame", from 0, in
-    videos) say which they are.
+
+def predict(
+    predictor: Predictor,
+    renderer: Renderer,
+    inputs: Iterable[str],
+    output: Path,
+    *,
+    batch: int = 1,
+    save_json: Path | None = None,
+) -> Report:
+    """Draw what a model finds in images, folders, globs, videos, cameras and streams, and write its
+    predictions.
+
+    Files are decoded in one thread and drawn in another while the model runs; no more than a few images are
+    in memory, however long a video is. A file that is missing or cannot be decoded is reported and skipped.
+    Of a live source the newest frame is taken, others are passed over; Ctrl-C ends it, and what was written
+    is whole.
+
+    The predictions are a list of the renderer's records; `image_id` counts images and frames from 1,
+    "file_name" says of which input they are, "frame", from 0, of which frame of a video or stream, "seconds"
+    when a live source gave it.
 
     Args:
         predictor: the model.
         renderer: what to make of its output, such as `piip.detection.predict.InstanceRenderer`.
-        inputs: names of files, folders and globs.
-        output: folder for the pictures and `predictions.json`, made if missing.
+        inputs: names of files, folders and globs; or one number of a camera or address of a stream.
+        output: folder for the pictures and videos, made if missing.
+        batch: images or frames that go through the model together; a live source gives one at a time.
+        save_json: file for the predictions, see :class:`piip.engine.sinks.JsonWriter`; None for
+            `predictions.json` in the output folder.
+
+    Raises:
+        ValueError: the batch is not positive, or a stream is not the only input.
+        OSError: a stream cannot be opened, or a result not be written.
     """
-    job = Job(predictor, renderer, output)
-    skipped: dict[Path, str] = {}
-    files = expand_inputs(inputs)
-    with tqdm(files, total=len(files), unit="image") as bar:
-        for path in bar:
-            try:
-                if path.suffix.lower() in VIDEO_SUFFIXES:
-                    job.video(path, bar)
-                else:
-                    job.image(path)
-            except UnreadableFileError as error:
-                skipped[path] = str(error)
-                tqdm.write(f"skipped {path}: {error}")
-    (output / "predictions.json").write_text(json.dumps(job.predictions))
-    return Report(job.images, skipped)
+    if batch < 1:
+        raise ValueError(f"batch is {batch}: expected a positive number of images")
+    report = Report()
+    items, files = _open(list(inputs))
+    with ExitStack() as stack:
+        stack.enter_context(closing(items))
+        records = stack.enter_context(JsonWriter(save_json or output / "predictions.json"))
+        results = stack.enter_context(closing(_Results(renderer, output, records)))
+        bar = stack.enter_context(tqdm(total=files, unit="image"))
+        try:
+            while chunk := list(itertools.islice(items, 1 if isinstance(items, LiveFrames) else batch)):
+                frames = [item for item in chunk if isinstance(item, Frame)]
+                for item in chunk:
+                    _count(item, bar, report)
+                sizes = [renderer.output_size(*frame.image.shape[:2]) for frame in frames]
+                for frame, found in zip(
+                    frames, predictor.batch([frame.image for frame in frames], sizes), strict=True
+                ):
+                    report.drawn += 1
+                    results.add(frame, found, report.drawn)
+                    bar.update()
+        except KeyboardInterrupt:
+            if not isinstance(items, LiveFrames):  # which have no other end
+                raise
+    if isinstance(items, LiveFrames):
+        report.passed_over = items.received - report.drawn
+    return report
+
+
+def _count(item: Frame | Skipped, bar: tqdm, report: Report) -> None:
+    """Take an item into account: how much is to come, or that it is skipped."""
+    if isinstance(item, Skipped):
+        report.skipped[Path(item.source)] = item.reason
+        tqdm.write(f"skipped {item.source}: {item.reason}")
+        bar.update()
+    elif item.moment and item.moment.number == 0 and bar.total is not None and item.moment.length:
+        bar.total += item.moment.length - 1  # the file itself is counted
