@@ -9,7 +9,7 @@ DETECTRON2_COMMIT := 02b5c4e295e990042a714712c21dc79b731e8833
 DETECTRON2 ?= git+https://github.com/facebookresearch/detectron2.git@$(DETECTRON2_COMMIT)
 
 .DELETE_ON_ERROR:
-.PHONY: help setup check-detectron2 demo demo-segmentation test check-cuda sanitize bench tables zoo-check lint format
+.PHONY: help setup check-detectron2 demo demo-segmentation test browser docs check-cuda sanitize bench tables zoo-check lint format
 
 help: ## List the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -67,6 +67,17 @@ demo demo-segmentation: export PYTHONWARNINGS := ignore
 # One process a core and one thread each: most tests are too small for two threads to help them.
 test: setup ## All tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal
+
+# Any of these drives the test of the web page; apt-get has the first on Debian.
+BROWSERS := chromium chromium-browser google-chrome
+browser: ## A Chromium for the test of the web page, installed where apt-get may
+	@command -v $(BROWSERS) | grep -q . || { \
+	    test "$$(id -u)" = 0 && apt-get update -qq && \
+	    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium >/dev/null; } || { \
+	    echo "error: none of $(BROWSERS) is here: install one, on Debian with apt-get install chromium" >&2; exit 1; }
+
+docs: $(STAMPS)/requirements ## The documentation site, in build/site
+	NO_MKDOCS_2_WARNING=1 PYTHONPATH=projects/PIIP:. $(BIN)/mkdocs build --quiet
 
 check-cuda: setup ## Compile the CUDA sources (with nvcc) and test them in an emulation: no GPU needed
 	$(BIN)/python -m piip_ops.compile_cuda --arch 80 90

@@ -1,0 +1,144 @@
+"""What the documentation site is made of besides its pages: the zoo's table, and links that leave docs/."""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+ZOO = "<!-- zoo -->"
+_LINK = re.compile(r"(?<!!)\[([^\]]+)\]\((?!\w+:|#)([^)#\s]+)(#[^)\s]*)?\)")
+
+
+def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
+    """Put the table where its mark is, and turn links to files that the site does not hold into their names."""
+    if ZOO in markdown:
+        markdown = markdown.replace(ZOO, zoo_table())
+    folder = Path(page.file.abs_src_path).parent
+    return _LINK.sub(lambda match: _kept(match, folder), markdown)
+
+
+def _kept(link: re.Match[str], folder: Path) -> str:
+    """A link as it was, or, where it leads out of docs/, its text and the file's name."""
+    text, target = link[1], (folder / link[2]).resolve()
+    if target.is_relative_to(REPOSITORY / "docs") or not target.exists():
+        return link[0]  # what is missing, the strict build refuses
+    name = f"`{target.relative_to(REPOSITORY).as_posix()}`"
+    return name if text.strip("`") == Path(link[2]).name else f"{text} ({name})"
+
+
+def zoo_rows() -> list[dict[str, Any]]:
+    """One dict a published model: task, model, sizes, pretraining, parameters, GFLOPs, accuracy, latency."""
+    from piip.weights.model_zoo import RELEASED
+    from piip.weights.segmentation_zoo import SEGMENTORS
+
+    measured = _latencies()
+    rows = [
+        {
+            "task": "instance segmentation" if released.mask_ap else "detection",
+            "model": released.model if released.mask_ap else f"{released.model}, DINO",
+            "sizes": released.image_sizes,
+            "pretraining": released.pretraining,
+            "params": released.params_m,
+            "gflops": released.gflops,
+            "metric": f"{released.box_ap} / {released.mask_ap}" if released.mask_ap else f"{released.box_ap}",
+            "score": released.box_ap,
+            "latency": measured.get(released.config),
+            "config": f"configs/COCO/{released.config}.py",
+            "weights": released.url,
+        }
+        for released in RELEASED
+    ]
+    rows += [
+        {
+            "task": "semantic segmentation",
+            "model": published.model,
+            "sizes": published.image_sizes,
+            "pretraining": "",
+            "params": published.params_m,
+            "gflops": published.gflops,
+            "metric": "" if published.miou is None else f"{published.miou}",
+            "score": published.miou,
+            "latency": measured.get(published.config),
+            "config": f"configs/ADE20K/{published.config}.py",
+            "weights": None,
+        }
+        for published in SEGMENTORS
+    ]
+    return rows
+
+
+def _latencies() -> dict[str, float]:
+    """Config -> seconds to the merged map of one image in float32, as docs/latency.json has them."""
+    sessions = json.loads((REPOSITORY / "docs/latency.json").read_text(encoding="utf-8"))
+    rows = [
+        row for session in (sessions if isinstance(sessions, list) else [sessions]) for row in session["rows"]
+    ]
+    return {
+        row["model"]: row["backbone_ms"] / 1e3
+        for row in rows
+        if (row["mode"], row["precision"], row["batch"]) == ("inference", "fp32", 1)
+    }
+
+
+_COLUMNS = {
+    "task": "task",
+    "model": "model",
+    "sizes": "image sizes",
+    "pretraining": "branches start from",
+    "params": "params (M)",
+    "gflops": "GFLOPs",
+    "metric": "box / mask AP, mIoU",
+    "latency": "latency (s)",
+    "config": "config",
+    "weights": "weights",
+}
+_NUMBERS = {"params": "params", "gflops": "gflops", "metric": "score", "latency": "latency"}
+
+
+def zoo_table() -> str:
+    """The zoo as a table whose rows assets/zoo.js filters and sorts; it reads without that, too."""
+    rows = zoo_rows()
+    tasks = sorted({row["task"] for row in rows})
+    options = "".join(f"<option>{html.escape(task)}</option>" for task in tasks)
+    lines = [
+        '<form class="zoo-filter" hidden>',
+        f'<label>task <select name="task"><option value="">all</option>{options}</select></label>',
+        '<label>name or size <input name="text" type="search" placeholder="TSB 1120"></label>',
+        '<label>GFLOPs at most <input name="gflops" type="number" min="0" step="any"></label>',
+        '<label>params (M) at most <input name="params" type="number" min="0" step="any"></label>',
+        '<label>AP or mIoU at least <input name="score" type="number" min="0" step="any"></label>',
+        '<label>latency (s) at most <input name="latency" type="number" min="0" step="any"></label>',
+        '<output name="count" aria-live="polite"></output>',
+        "</form>",
+        '<div class="zoo-scroll"><table id="zoo"><thead><tr>',
+        *(
+            f'<th scope="col" data-key="{_NUMBERS.get(key, key)}">{html.escape(title)}</th>'
+            for key, title in _COLUMNS.items()
+        ),
+        "</tr></thead><tbody>",
+    ]
+    for row in rows:
+        data = "".join(
+            f' data-{key}="{html.escape(str(row[key]))}"'
+            for key in ("task", "params", "gflops", "score", "latency")
+            if row[key] is not None
+        )
+        cells = "".join(f"<td>{_cell(key, row[key])}</td>" for key in _COLUMNS)
+        lines.append(f"<tr{data}>{cells}</tr>")
+    return "\n".join([*lines, "</tbody></table></div>"])
+
+
+def _cell(key: str, value: Any) -> str:
+    if value is None:
+        return ""
+    if key == "weights":
+        return f'<a href="{html.escape(value)}">released</a>'
+    if key == "config":
+        return f"<code>{html.escape(Path(value).stem)}</code>"
+    if isinstance(value, float):
+        return f"{value:.2f}" if key == "latency" else f"{value:.0f}"
+    return html.escape(str(value))
