@@ -14,7 +14,7 @@ _LINK = re.compile(r"(?<!!)\[([^\]]+)\]\((?!\w+:|#)([^)#\s]+)(#[^)\s]*)?\)")
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """Put the table where its mark is, and turn links to files that the site does not hold into their names."""
+    """Put the table where its mark is; of links to files that the site does not hold, keep the names."""
     if ZOO in markdown:
         markdown = markdown.replace(ZOO, zoo_table())
     folder = Path(page.file.abs_src_path).parent

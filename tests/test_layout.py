@@ -21,6 +21,7 @@ MAY_IMPORT = {  # room -> rooms of piip that it may import; itself goes without 
     "library": CORE | {"classification"},
     "quick": CORE | TASKS | {"engine"},
     "measure": CORE | TASKS | {"engine", "official"},
+    "serve": CORE | TASKS | {"engine", "measure", "quick"},
 }
 WITHOUT_DETECTRON2 = CORE | {"classification", "library", "multimodal"}
 MODULES = sorted(PACKAGE.rglob("*.py"))

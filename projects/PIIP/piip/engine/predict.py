@@ -127,7 +127,7 @@ class Predictor:
             ValueError: as for one image.
         """
         inputs = [
-            self._input(image, size)
+            self.prepare(image, size)
             for image, size in zip(images, sizes or [image.shape[:2] for image in images], strict=True)
         ]
         outputs: list[dict[str, Any]] = []
@@ -136,8 +136,12 @@ class Predictor:
                 outputs += self.model(list(run))
         return [{key: value.to("cpu") for key, value in output.items()} for output in outputs]
 
-    def _input(self, image: Image, size: tuple[int, ...]) -> dict[str, Any]:
-        """An image as Detectron2's models take it."""
+    def prepare(self, image: Image, size: tuple[int, ...]) -> dict[str, Any]:
+        """An image as Detectron2's models take it: resized, with the size that the answer is for.
+
+        Raises:
+            ValueError: as above.
+        """
         height, width = image.shape[:2]
         if self.model.input_format == "RGB":
             image = np.ascontiguousarray(image[:, :, ::-1])

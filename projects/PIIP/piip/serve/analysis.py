@@ -1,0 +1,230 @@
+"""An image analysed: what a model finds, what its parts take and cost, what its branches respond to."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from detectron2.config import instantiate
+from omegaconf import DictConfig
+from torch import nn
+
+from ..detection.predict import skip_below
+from ..engine.config import load_config
+from ..engine.own_data import follow_weights
+from ..engine.predict import Predictor
+from ..engine.sources import Image
+from ..flops import Report, build_on_meta
+from ..measure.cost import detector_cost
+from ..segmentation.segmentor import Segmentor
+from .drawing import PARTS, chosen, draw_classes, draw_instances, fit
+from .responses import Observation, Response, find_piip, observed, responses
+from .timing import timed
+
+__all__ = ["LOWEST_SCORE", "Analysis", "Model", "PartRow"]
+
+LOWEST_SCORE = 0.05
+"""Detections that score less are never shown, and no masks are made of them."""
+
+_PICTURE = 2_000_000  # pixels of what is shown
+
+
+@dataclass(frozen=True)
+class PartRow:
+    """What one part of a model takes and costs for an image.
+
+    Attributes:
+        part: its name.
+        sees: the image that a branch looks at, in pixels, padding included; "" for other parts.
+        milliseconds: measured once, for this image.
+        gflops: multiply-adds in 1e9, None for what is not counted.
+        params_m: parameters in millions.
+    """
+
+    part: str
+    sees: str
+    milliseconds: float
+    gflops: float | None
+    params_m: float | None
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """What became of one image; drawing it with other choices needs no model.
+
+    Attributes:
+        model: what analysed it.
+        picture: the image at the size in which it is shown, RGB.
+        output: the model's, for that size.
+        rows: time and cost by part.
+        responses: what the branches and the merged map respond to.
+    """
+
+    model: Model
+    picture: Image
+    output: dict[str, Any]
+    rows: list[PartRow]
+    responses: list[Response]
+
+    def draw(
+        self, threshold: float, classes: Collection[str] = (), parts: Collection[str] = PARTS
+    ) -> tuple[Image, list[list[Any]]]:
+        """The picture with what was found, and a list of it.
+
+        Args:
+            threshold: lowest score of detections that are shown; pixels' classes have none.
+            classes: names of the classes to show; none for all.
+            parts: which of `piip.serve.drawing.PARTS` to draw.
+
+        Returns:
+            The picture, RGB, and rows: class, score, box (left, top, right, bottom in pixels of the picture);
+            of a segmentor class and share of the picture in percent.
+        """
+        numbers = [self.model.classes.index(name) for name in classes]
+        metadata = self.model.predictor.metadata
+        if not self.model.finds_instances:
+            labels = self._labels
+            drawn = draw_classes(self.picture, labels, metadata, numbers, parts)
+            present, counts = np.unique(labels, return_counts=True)
+            rows: list[list[Any]] = [
+                [self.model.classes[label], f"{100 * count / labels.size:.1f}"]
+                for label, count in sorted(zip(present, counts, strict=True), key=lambda pair: -pair[1])
+                if not numbers or label in numbers
+            ]
+            return drawn, rows
+        kept = chosen(self.output["instances"], threshold, numbers)
+        rows = [
+            [self.model.classes[label], f"{score:.2f}", ", ".join(f"{edge:.0f}" for edge in box)]
+            for label, score, box in zip(
+                kept.pred_classes.tolist(),
+                kept.scores.tolist(),
+                kept.pred_boxes.tensor.tolist(),
+                strict=True,
+            )
+        ]
+        return draw_instances(self.picture, kept, metadata, parts), rows
+
+    @cached_property
+    def _labels(self) -> Image:
+        return np.asarray(self.output["sem_seg"].argmax(dim=0).numpy().astype(np.uint8))
+
+
+class Model:
+    """A trained model with its name and its task.
+
+    Args:
+        config_file: its LazyConfig.
+        weights: a checkpoint; None for the config's `train.init_checkpoint`.
+        overrides: "key=value" as on Detectron2's command lines.
+
+    Raises:
+        ValueError: there are no weights, or the model has no PIIP.
+    """
+
+    def __init__(self, config_file: str, weights: str | None = None, overrides: Collection[str] = ()) -> None:
+        self.cfg: DictConfig = load_config(config_file, list(overrides))
+        weights = weights or self.cfg.train.init_checkpoint
+        if not weights:
+            raise ValueError(f"no weights for {config_file}: give them, or set train.init_checkpoint")
+        follow_weights(self.cfg, weights)
+        self.predictor = Predictor(self.cfg, weights)
+        self.detector: nn.Module = self.predictor.model
+        self.piip = find_piip(self.detector)
+        skip_below(self.detector, LOWEST_SCORE)
+        self.finds_instances = not isinstance(self.detector, Segmentor)
+        heads = getattr(self.detector, "roi_heads", None)
+        masks = heads is not None and getattr(heads, "mask_on", False)
+        self.task = (
+            "semantic segmentation"
+            if not self.finds_instances
+            else ("instance segmentation" if masks else "detection")
+        )
+        self.name = f"{self.task}: {Path(config_file).stem}"
+        key = "thing_classes" if self.finds_instances else "stuff_classes"
+        self.classes: list[str] = list(self.predictor.metadata.get(key))
+        self.cost = lru_cache(maxsize=32)(self._cost)
+
+    @torch.inference_mode()
+    def analyse(self, image: Image) -> Analysis:
+        """Run the model on an image and look at its parts.
+
+        Args:
+            image: ``(H, W, 3)``, BGR, uint8.
+        """
+        picture = fit(image, _PICTURE)
+        size = picture.shape[0], picture.shape[1]
+        start = time.perf_counter()
+        prepared = self.predictor.prepare(image, size)
+        preparing = time.perf_counter() - start
+        with observed(self.piip) as seen, timed(self.detector, self.piip) as seconds, self.predictor.autocast:
+            (output,) = self.detector([prepared])
+        output = {key: value.to("cpu") for key, value in output.items()}
+        rows = self._rows({"preparing": preparing, **seconds}, seen)
+        if seen.images != 1:  # windows: the image as a whole shows more
+            seen = self._observe_whole(prepared["image"])
+        filled = prepared["image"].shape[1], prepared["image"].shape[2]
+        shown = responses(self.piip, seen, filled)
+        return Analysis(self, np.ascontiguousarray(picture[:, :, ::-1]), output, rows, shown)
+
+    def _observe_whole(self, image: torch.Tensor) -> Observation:
+        """What the PIIP makes of an image that the model cuts into windows, ``(3, H, W)``."""
+        detector: Any = self.detector
+        normalised = (image.to(detector.device) - detector.pixel_mean) / detector.pixel_std
+        multiple = max(detector.backbone.size_divisibility, 1)
+        padded = F.pad(normalised, (0, -image.shape[2] % multiple, 0, -image.shape[1] % multiple))
+        with observed(self.piip) as seen, self.predictor.autocast:
+            self.piip(padded[None])
+        return seen
+
+    def _cost(self, size: tuple[int, int]) -> Report:
+        """The model's cost for a padded image."""
+        with build_on_meta():
+            twin = instantiate(self.cfg.model)
+        return detector_cost(twin, size)
+
+    def _rows(self, seconds: dict[str, float], seen: Observation) -> list[PartRow]:
+        """Time and cost of each part, and of all."""
+        parts = self.cost(seen.size).total.parts
+        counted = {name: (seen.images * part.gflops, part.params_m) for name, part in parts.items()}
+        inside = {f"branch{number}" for number in range(1, len(self.piip.branches) + 1)}
+        inside |= {"interactions", "merge", "resizing", "neck"}
+        rest = [value for name, value in counted.items() if name not in inside]
+        counted["heads"] = (sum(gflops for gflops, _ in rest), sum(params for _, params in rest))
+        rows = []
+        for name, spent in seconds.items():
+            gflops, params = counted.get(name, (None, None))
+            rows.append(PartRow(_title(name), self._sees(name, seen), 1e3 * spent, gflops, params))
+        total = PartRow(
+            "all",
+            self._sees("all", seen),
+            sum(row.milliseconds for row in rows),
+            sum(row.gflops or 0.0 for row in rows),
+            sum(row.params_m or 0.0 for row in rows),
+        )
+        return [*rows, total]
+
+    def _sees(self, part: str, seen: Observation) -> str:
+        if not part.startswith(("branch", "all")):
+            return ""
+        branch = int(part.removeprefix("branch")) - 1 if part != "all" else None
+        side = self.piip.input_size if branch is None else self.piip.image_sizes[branch]
+        height, width = (int(edge * side / self.piip.input_size) for edge in seen.size)
+        return f"{width}x{height}" if seen.images == 1 else f"{seen.images} times {width}x{height}"
+
+
+def _title(part: str) -> str:
+    return _TITLES.get(part) or part.replace("branch", "branch ")
+
+
+_TITLES = {
+    "preparing": "resizing the image",
+    "resizing": "the pyramid of images",
+    "heads": "heads and results",
+}

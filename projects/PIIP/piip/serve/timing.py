@@ -1,0 +1,68 @@
+"""How long the parts of a model take."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..backbone import PIIP
+
+__all__ = ["timed"]
+
+
+@contextmanager
+def timed(model: nn.Module, piip: PIIP) -> Iterator[dict[str, float]]:
+    """Time the parts of a model while the context lasts.
+
+    Args:
+        model: a detector or a segmentor, with the PIIP inside its `backbone`.
+        piip: that PIIP.
+
+    Yields:
+        Filled when the context ends, in seconds: "branch1", ..., "interactions", "merge", "resizing" (the
+        rest of the PIIP), "neck" (the rest of the backbone) and "heads" (the rest: heads, and what is made of
+        them). On a GPU the parts are waited for, which takes a little longer than without timing.
+    """
+    spent: dict[str, float] = defaultdict(float)
+    starts: dict[nn.Module, float] = {}
+    parts: dict[nn.Module, str] = {model: "all", model.backbone: "backbone", piip: "piip"}  # type: ignore[dict-item]
+    for number, branch in enumerate(piip.branches, start=1):
+        for child in branch.children():  # a branch is run by methods, its children are called
+            called = child if isinstance(child, nn.ModuleList) else [child]
+            parts.update(dict.fromkeys(called, f"branch{number}"))
+    parts.update(dict.fromkeys(piip.interactions, "interactions"))
+    parts.update(dict.fromkeys([*piip.taps.values(), *([piip.merge] if piip.merge else [])], "merge"))
+
+    def now() -> float:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+    def begin(module: nn.Module, *_: Any) -> None:
+        starts[module] = now()
+
+    def end(module: nn.Module, *_: Any) -> None:
+        spent[parts[module]] += now() - starts.pop(module)
+
+    handles = [
+        handle
+        for module in parts
+        for handle in (module.register_forward_pre_hook(begin), module.register_forward_hook(end))
+    ]
+    seconds: dict[str, float] = {}
+    try:
+        yield seconds
+    finally:
+        for handle in handles:
+            handle.remove()
+    inside = {key: value for key, value in spent.items() if key not in ("all", "backbone", "piip")}
+    seconds.update(inside)
+    seconds["resizing"] = spent["piip"] - sum(inside.values())
+    seconds["neck"] = spent["backbone"] - spent["piip"]
+    seconds["heads"] = spent["all"] - spent["backbone"]
