@@ -33,9 +33,10 @@ def timed(model: nn.Module, piip: PIIP) -> Iterator[dict[str, float]]:
     starts: dict[nn.Module, float] = {}
     parts: dict[nn.Module, str] = {model: "all", model.backbone: "backbone", piip: "piip"}  # type: ignore[dict-item]
     for number, branch in enumerate(piip.branches, start=1):
-        for child in branch.children():  # a branch is run by methods, its children are called
-            called = child if isinstance(child, nn.ModuleList) else [child]
-            parts.update(dict.fromkeys(called, f"branch{number}"))
+        # a branch is run by methods: what is called are its blocks, and children that hold none of them
+        blocks = set(branch.blocks)
+        called = [child for child in branch.children() if blocks.isdisjoint(child.modules())]
+        parts.update(dict.fromkeys([*branch.blocks, *called], f"branch{number}"))
     parts.update(dict.fromkeys(piip.interactions, "interactions"))
     parts.update(dict.fromkeys([*piip.taps.values(), *([piip.merge] if piip.merge else [])], "merge"))
 

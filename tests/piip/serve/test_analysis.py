@@ -1,0 +1,96 @@
+"""An image analysed by the quick models, untrained."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ... import require
+
+require.detectron2()
+
+import torch
+
+from piip.engine.checkpoint import Checkpointer
+from piip.engine.config import load_config
+from piip.engine.model import build_model
+from piip.flops import build_on_meta
+from piip.measure.cost import detector_cost, load_detector
+from piip.serve.analysis import Model
+
+from ..tiny_config import QUICK_CONFIG, QUICK_SEGMENTOR
+
+
+def untrained(config: Path, folder: Path) -> Model:
+    torch.manual_seed(0)
+    Checkpointer(build_model(load_config(str(config))), str(folder)).save("model")
+    return Model(str(config), str(folder / "model.pth"))
+
+
+@pytest.fixture(scope="module")
+def detector(tmp_path_factory: pytest.TempPathFactory) -> Model:
+    return untrained(QUICK_CONFIG, tmp_path_factory.mktemp("detector"))
+
+
+@pytest.fixture
+def image() -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 255, (90, 120, 3), dtype=np.uint8)
+
+
+def test_a_detector(detector: Model, image: np.ndarray) -> None:
+    assert detector.name == "instance segmentation: mask_rcnn_piip_128_96_64_shapes"
+    analysis = detector.analyse(image)
+    assert np.array_equal(analysis.picture, image[:, :, ::-1])
+    picture, rows = analysis.draw(0.05)
+    assert picture.shape == image.shape and rows
+    scores = [float(score) for _, score, _ in rows]
+    assert scores == sorted(scores, reverse=True)
+    best = rows[0][0]
+    _, of_one_class = analysis.draw(0.05, [best])
+    assert of_one_class == [row for row in rows if row[0] == best]
+    nothing, none = analysis.draw(1.0)
+    assert none == [] and np.array_equal(nothing, analysis.picture)
+
+
+def test_it_finds_what_the_demo_finds(detector: Model, image: np.ndarray) -> None:
+    instances = detector.analyse(image).output["instances"]
+    assert torch.equal(instances.scores, detector.predictor(image)["instances"].scores)
+
+
+def test_time_and_cost_by_part(detector: Model, image: np.ndarray) -> None:
+    """Every part is counted once: the sums are the detector's, for the padded image."""
+    rows = {row.part: row for row in detector.analyse(image).rows}
+    with build_on_meta():
+        report = detector_cost(load_detector(str(QUICK_CONFIG)), (96, 128))
+    assert rows["all"].gflops == pytest.approx(report.total.gflops)
+    assert rows["all"].params_m == pytest.approx(report.total.params_m)
+    for number, side in ((1, "64x48"), (2, "96x72"), (3, "128x96")):
+        row = rows[f"branch {number}"]
+        assert row.gflops == pytest.approx(report.total.parts[f"branch{number}"].gflops)
+        assert row.sees == side
+    assert all(row.milliseconds > 0 for row in rows.values())
+    parts = [row for name, row in rows.items() if name != "all"]
+    assert sum(row.milliseconds for row in parts) == pytest.approx(rows["all"].milliseconds)
+
+
+def test_a_segmentor_in_windows(tmp_path: Path) -> None:
+    """Each window is counted; the responses are of the whole image."""
+    model = untrained(QUICK_SEGMENTOR, tmp_path)
+    wide = np.random.default_rng(0).integers(0, 255, (128, 200, 3), dtype=np.uint8)
+    analysis = model.analyse(wide)
+    assert model.task == "semantic segmentation"
+    assert {row.part: row.sees for row in analysis.rows}["branch 1"] == "2 times 64x64"
+    merged = analysis.responses[-1].picture
+    assert merged.shape == (32, 50, 3)  # stride 4
+    picture, rows = analysis.draw(0.5)
+    assert picture.shape == wide.shape
+    assert sum(float(share) for _, share in rows) == pytest.approx(100, abs=0.5)  # rounded to 0.1
+    name = rows[0][0]
+    assert [row[0] for row in analysis.draw(0.5, [name])[1]] == [name]
+
+
+def test_no_weights_is_one_line() -> None:
+    with pytest.raises(ValueError, match="no weights for .*: give them, or set train.init_checkpoint"):
+        Model(str(QUICK_CONFIG))

@@ -1,0 +1,116 @@
+"""The page in a real browser: upload, click, result, errors; and nothing asked of another machine."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from ... import require
+
+require.detectron2()
+CHROMIUM = require.browser()
+pytest.importorskip("gradio", reason="needs Gradio (make setup installs it)")
+
+from piip.engine.checkpoint import Checkpointer
+from piip.engine.config import load_config
+from piip.engine.model import build_model
+from piip.quick.shapes import write_split
+
+from ..tiny_config import QUICK_CONFIG, REPOSITORY
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Page
+
+FLAGS = [
+    "--no-sandbox",  # Chromium refuses to start as root with it
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+PATIENCE = 180_000  # milliseconds, on a machine that does other things too
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The page of an untrained model, served by the tool."""
+    folder = tmp_path_factory.mktemp("page")
+    Checkpointer(build_model(load_config(str(QUICK_CONFIG))), str(folder)).save("model")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-W", "ignore", "tools/web_demo.py", "--config-file", str(QUICK_CONFIG)]
+    command += ["--weights", str(folder / "model.pth"), "--port", str(port), "--max-megapixels", "0.05"]
+    with (folder / "log.txt").open("w") as log:
+        server = subprocess.Popen(command, cwd=REPOSITORY, stdout=log, stderr=subprocess.STDOUT)
+    until = time.monotonic() + PATIENCE / 1000
+    while "the page is at" not in (folder / "log.txt").read_text():
+        assert server.poll() is None and time.monotonic() < until, (folder / "log.txt").read_text()
+        time.sleep(0.2)
+    yield f"http://127.0.0.1:{port}"
+    server.terminate()
+    server.wait(timeout=30)
+
+
+@pytest.fixture(scope="module")
+def page(address: str) -> Iterator[Page]:
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, headless=True, args=FLAGS)
+        page = browser.new_page(viewport={"width": 1280, "height": 1400})
+        page.set_default_timeout(PATIENCE)
+        elsewhere: list[str] = []
+        page.on(
+            "requestfinished",
+            lambda request: (
+                None if request.url.startswith((address, "data:", "blob:")) else elsewhere.append(request.url)
+            ),
+        )
+        page.goto(address)
+        page.get_by_role("button", name="Analyse").wait_for()
+        yield page
+        browser.close()
+    assert elsewhere == []
+
+
+@pytest.mark.slow
+def test_upload_click_result_and_errors(page: Page, tmp_path: Path) -> None:
+    write_split(tmp_path, "val", 1, image_size=128, seed=0)
+    (image,) = (tmp_path / "val").iterdir()
+    button = page.get_by_role("button", name="Analyse")
+
+    button.click()
+    page.get_by_text("there is no image yet").wait_for()
+
+    upload = page.locator("input[type=file]").first
+    upload.set_input_files(image)
+    page.locator('[data-testid="image"] img, .image-frame img').first.wait_for()
+    button.click()
+    page.get_by_text("branch 3: sees 128x128 px").first.wait_for()
+    for text in ("interactions", "heads and results", "merged: 32x32 cells"):
+        page.get_by_text(text).first.wait_for()
+    assert page.get_by_label("found").locator("img").or_(page.locator("img")).count() >= 5  # picture, maps
+
+    (tmp_path / "large.png").write_bytes(b"")
+    write_split(tmp_path / "large", "val", 1, image_size=256, seed=0)
+    (large,) = (tmp_path / "large/val").iterdir()
+    page.get_by_role("button", name="Clear").first.click()
+    page.locator("input[type=file]").first.set_input_files(large)
+    page.locator('[data-testid="image"] img, .image-frame img').first.wait_for()
+    button.click()
+    page.get_by_text("0.1 megapixels: at most 0.05 are taken").wait_for()
+
+    (tmp_path / "notes.txt").write_text("no image")
+    page.get_by_role("button", name="Clear").first.click()
+    page.locator("input[type=file]").first.set_input_files(tmp_path / "notes.txt")
+    page.get_by_text("nvalid file type").first.wait_for()
