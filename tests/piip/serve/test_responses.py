@@ -134,7 +134,7 @@ def test_uploads(tmp_path: Path) -> None:
 def test_uploads_that_are_refused(tmp_path: Path) -> None:
     """Each says what is wrong and what is taken; pixels are counted before any is decoded."""
     image = image_file(tmp_path, 300, 200)
-    with pytest.raises(UploadError, match="0.06 megapixels|0.1 megapixels: at most 0.05 are taken"):
+    with pytest.raises(UploadError, match=r"300x200 = 0.1 megapixels: at most 0.05 are taken"):
         read_upload(image, Limits(megapixels=0.05))
     with pytest.raises(UploadError, match=r"MB: at most 1e-06 MB are taken"):
         read_upload(image, Limits(megabytes=1e-6))
@@ -156,7 +156,7 @@ def test_a_bomb_is_not_decoded(tmp_path: Path) -> None:
 
     content[29:33] = zlib.crc32(content[12:29]).to_bytes(4, "big")
     path.write_bytes(content)
-    with pytest.raises(UploadError, match="megapixels: at most 40 are taken|the image is too large"):
+    with pytest.raises(UploadError, match=r"megapixels: at most 40 are taken|the image is too large"):
         read_upload(path, Limits())
 
 
@@ -211,6 +211,11 @@ def test_classes_of_pixels_are_drawn_where_they_are() -> None:
     assert np.array_equal(draw_classes(image, labels, metadata, parts=()), image)
 
 
-def test_pictures_are_made_smaller_only() -> None:
-    assert fit(np.zeros((30, 40, 3), np.uint8), 1200).shape == (30, 40, 3)
-    assert fit(np.zeros((300, 400, 3), np.uint8), 1200).shape == (30, 40, 3)
+def test_pictures_fit_the_screen() -> None:
+    def size(height: int, width: int) -> tuple[int, ...]:
+        return fit(np.zeros((height, width, 3), np.uint8), least=40, most=1200).shape[:2]
+
+    assert size(30, 40) == (30, 40)
+    assert size(300, 400) == (30, 40)
+    assert size(12, 15) == (36, 45)
+    assert size(1, 4000) == (1, 2190)

@@ -33,7 +33,8 @@ __all__ = ["LOWEST_SCORE", "Analysis", "Model", "PartRow"]
 LOWEST_SCORE = 0.05
 """Detections that score less are never shown, and no masks are made of them."""
 
-_PICTURE = 2_000_000  # pixels of what is shown
+_SMALLEST_SIDE = 480  # of what is shown, in pixels: names are to be read
+_LARGEST_PICTURE = 2_000_000  # pixels
 
 
 @dataclass(frozen=True)
@@ -158,7 +159,7 @@ class Model:
         Args:
             image: ``(H, W, 3)``, BGR, uint8.
         """
-        picture = fit(image, _PICTURE)
+        picture = fit(image, least=_SMALLEST_SIDE, most=_LARGEST_PICTURE)
         size = picture.shape[0], picture.shape[1]
         start = time.perf_counter()
         prepared = self.predictor.prepare(image, size)

@@ -23,10 +23,20 @@ PARTS = ("boxes", "masks", "names")
 _OPACITY = 0.5
 
 
-def fit(image: Image, pixels: int) -> Image:
-    """The image, made smaller where it has more pixels than that."""
+def fit(image: Image, *, least: int, most: int) -> Image:
+    """The image at a size for the screen.
+
+    Args:
+        image: ``(H, W, 3)``.
+        least: pixels of its longer side, to which a smaller image is enlarged, by a whole factor.
+        most: pixels in all, to which a larger one is made smaller.
+    """
     height, width = image.shape[:2]
-    scale = (pixels / (height * width)) ** 0.5
+    factor = -(-least // max(height, width))
+    if factor > 1:
+        enlarged = cv2.resize(image, (width * factor, height * factor), interpolation=cv2.INTER_CUBIC)
+        return np.asarray(enlarged, dtype=np.uint8)
+    scale = (most / (height * width)) ** 0.5
     if scale >= 1:
         return image
     size = max(int(width * scale), 1), max(int(height * scale), 1)

@@ -33,7 +33,8 @@ _RESPONSES = """\
 ### What the branches respond to
 
 The features of each map, as the three directions in which they vary most: red, green and blue. Cells of one
-map that share a colour are alike to the network; the colours of different maps mean different things.
+map that share a colour are alike to the network; the colours of different maps mean different things. In brackets:
+how much of the variance of the features the colours show.
 """
 
 
@@ -54,13 +55,10 @@ def _part_rows(analysis: Analysis) -> list[list[str]]:
 
 
 def _response_pictures(analysis: Analysis) -> list[tuple[Any, str]]:
-    shown = []
-    for response in analysis.responses:
-        cells = f"{response.picture.shape[1]}x{response.picture.shape[0]} cells"
-        sees = f"sees {response.seen[1]}x{response.seen[0]} px, " if response.seen else ""
-        share = f"{100 * response.explained:.0f}% of the variance of {response.channels} channels"
-        shown.append((enlarge(response.picture, _RESPONSE_SIDE), f"{response.name}: {sees}{cells}, {share}"))
-    return shown
+    return [
+        (enlarge(response.picture, _RESPONSE_SIDE), f"{response.name} ({100 * response.explained:.0f}%)")
+        for response in analysis.responses
+    ]
 
 
 def build_page(models: Sequence[Model], limits: Limits, examples: Sequence[Path]) -> gr.Blocks:
@@ -134,7 +132,11 @@ def build_page(models: Sequence[Model], limits: Limits, examples: Sequence[Path]
         )
         gr.Markdown(_RESPONSES)
         gallery = gr.Gallery(
-            label="responses", columns=min(len(first.piip.branches) + 1, 5), object_fit="contain", buttons=[]
+            label="responses",
+            columns=min(len(first.piip.branches) + 1, 5),
+            height="auto",
+            object_fit="contain",
+            buttons=[],
         )
         choices = [threshold, classes, parts]
         button.click(
