@@ -33,8 +33,8 @@ _RESPONSES = """\
 ### What the branches respond to
 
 The features of each map, as the three directions in which they vary most: red, green and blue. Cells of one
-map that share a colour are alike to the network; the colours of different maps mean different things. In brackets:
-how much of the variance of the features the colours show.
+map that share a colour are alike to the network; the colours of different maps mean different things. In
+brackets: how much of the variance of the features the colours show.
 """
 
 
