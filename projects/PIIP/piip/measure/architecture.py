@@ -18,6 +18,8 @@ from .cost import detector_cost, find_trunk
 __all__ = ["Layout", "draw_architecture", "layout"]
 
 _COLOURS = ("#0072b2", "#d55e00", "#2c8c5a", "#8256a8", "#b3872a", "#5a5a5a")  # a branch each, then again
+_WIDTH = 12.8  # of the picture, in its own units
+_STAGES = (3.35, 9.6)  # where the stages begin and end
 
 
 @dataclass(frozen=True)
@@ -114,20 +116,24 @@ def draw_architecture(detector: nn.Module, title: str) -> Figure:
     """
     shown = layout(detector)
     count = len(shown.rows)
-    figure = Figure(figsize=(11, 1.15 * count + 1.1))
-    axes = figure.add_axes((0.01, 0.02, 0.98, 0.9))
+    size, box = (11, 1.15 * count + 1.1), (0.01, 0.02, 0.98, 0.9)
+    bottom, top = -0.75, count - 0.4
+    square = (box[3] * size[1] / (top - bottom)) / (box[2] * size[0] / _WIDTH)  # as wide as tall, on paper
+    figure = Figure(figsize=size)
+    axes = figure.add_axes(box)
     largest = max(row.image_size for row in shown.rows)
     stages = len(shown.rows[0].blocks)
-    left, right = 3.1, 9.4
+    left, right = _STAGES
     step = (right - left) / stages
     for index, row in enumerate(shown.rows):
         colour = _COLOURS[index % len(_COLOURS)]
         y = float(index)
         side = 0.78 * row.image_size / largest
-        axes.add_patch(Rectangle((0.45 - side / 2, y - side / 2), side, side, color=colour, alpha=0.35))
-        axes.text(0.45, y, f"{row.image_size}", ha="center", va="center", fontsize=9)
+        width = square * side
+        axes.add_patch(Rectangle((0.5 - width / 2, y - side / 2), width, side, color=colour, alpha=0.35))
+        axes.text(0.5, y, f"{row.image_size}", ha="center", va="center", fontsize=9)
         text = f"branch {index + 1}: {row.name}\n{row.params_m:.1f} M parameters, {row.gflops:.1f} GFLOPs"
-        axes.text(0.95, y, text, va="center", fontsize=8)
+        axes.text(1.15, y, text, va="center", fontsize=8)
         axes.plot([left, right + 0.1], [y, y], color=colour, linewidth=1, zorder=0)
         for stage, blocks in enumerate(row.blocks):
             x = left + stage * step
@@ -139,8 +145,8 @@ def draw_architecture(detector: nn.Module, title: str) -> Figure:
             shift = 0.07 * step * (1 if source < target else -1)
             _arrow(axes, (x + shift, source - 1), (x + shift, target - 1))
     _after(axes, shown, right, count)
-    axes.set_xlim(0, 12.4)
-    axes.set_ylim(-0.75, count - 0.4)
+    axes.set_xlim(0, _WIDTH)
+    axes.set_ylim(bottom, top)
     axes.set_axis_off()
     figure.suptitle(title, fontsize=10, y=0.985)
     return figure
@@ -166,4 +172,4 @@ def _after(axes: Axes, shown: Layout, right: float, count: int) -> None:
             _arrow(axes, (x - 0.15, middle), (x, middle))
     if shown.interactions:
         text = f"{shown.interactions} interactions: {shown.interaction_gflops:.1f} GFLOPs"
-        axes.text(0.5 * (3.1 + right), -0.6, text, ha="center", va="center", fontsize=8, color="#444444")
+        axes.text(sum(_STAGES) / 2, -0.6, text, ha="center", va="center", fontsize=8, color="#444444")
