@@ -15,7 +15,7 @@ from ..quick.mask_rcnn_piip_128_96_64_shapes import (  # noqa: F401, passed on
 )
 
 model.backbone.piip.branches = [
-    L(ViTBranch)(embed_dim=dim, depth=2, num_heads=2, patch_size=8, pretrain_image_size=size)
+    L(ViTBranch)(embed_dim=dim, depth=2, num_heads=2, pretrain_image_size=size)
     for dim, size in ((64, 64), (32, 128))
 ]
 model.backbone.piip.image_sizes = [64, 128]
