@@ -13,6 +13,23 @@ ZOO = "<!-- zoo -->"
 _LINK = re.compile(r"(?<!!)\[([^\]]+)\]\((?!\w+:|#)([^)#\s]+)(#[^)\s]*)?\)")
 
 
+def on_config(config: Any) -> Any:
+    """Leave out of the navigation the pages that are still being written."""
+    config.nav = _present(config.nav)
+    return config
+
+
+def _present(entries: list[Any]) -> list[Any]:
+    kept = []
+    for entry in entries:
+        ((title, target),) = entry.items() if isinstance(entry, dict) else [(None, entry)]
+        if isinstance(target, list):
+            kept.append({title: _present(target)})
+        elif (REPOSITORY / "docs" / target).exists():
+            kept.append(entry)
+    return kept
+
+
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     """Put the table where its mark is; of links to files that the site does not hold, keep the names."""
     if ZOO in markdown:
