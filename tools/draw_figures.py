@@ -8,13 +8,14 @@ Accuracy against cost and latency is drawn by tools/cost_tables.py.
 """
 
 import argparse
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from piip.engine.command_line import argument_parser, tool
 
-DPI = 110
+DPI = 90
 
 
 @tool
@@ -42,8 +43,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     figure = draw_architecture(args) if args.figure == "architecture" else draw_sampling(args)
     output = args.output or Path(f"{args.figure}.png")
     output.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(output, dpi=DPI, facecolor="white")
+    save(figure, output)
     print(f"{output}: {output.stat().st_size / 1e3:.0f} kB")
+
+
+def save(figure: Any, output: Path) -> None:
+    """Write a figure in 128 colours, which keeps photographs in it small."""
+    from PIL import Image
+
+    drawn = io.BytesIO()
+    figure.savefig(drawn, dpi=DPI, facecolor="white", format="png")
+    Image.open(drawn).convert("RGB").quantize(128).save(output, optimize=True)
 
 
 def draw_architecture(args: argparse.Namespace) -> Any:
