@@ -76,8 +76,9 @@ browser: ## A Chromium for the test of the web page, installed where apt-get may
 	    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium >/dev/null; } || { \
 	    echo "error: none of $(BROWSERS) is here: install one, on Debian with apt-get install chromium" >&2; exit 1; }
 
+# Not --quiet, which also silences what --strict counts.
 docs: $(STAMPS)/requirements ## The documentation site, in build/site
-	NO_MKDOCS_2_WARNING=1 PYTHONPATH=projects/PIIP:. $(BIN)/mkdocs build --quiet
+	NO_MKDOCS_2_WARNING=1 PYTHONPATH=projects/PIIP:. $(BIN)/mkdocs build
 
 check-cuda: setup ## Compile the CUDA sources (with nvcc) and test them in an emulation: no GPU needed
 	$(BIN)/python -m piip_ops.compile_cuda --arch 80 90
