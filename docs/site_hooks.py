@@ -10,7 +10,14 @@ from typing import Any
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 ZOO = "<!-- zoo -->"
-_UNWRITTEN = {"classification.md", "export.md", "library.md", "multimodal.md", "training.md", "reliability.md"}
+_UNWRITTEN = {
+    "classification.md",
+    "export.md",
+    "library.md",
+    "multimodal.md",
+    "training.md",
+    "reliability.md",
+}
 _LINK = re.compile(r"(?<!!)\[([^\]]+)\]\((?!\w+:|#)([^)#\s]+)(#[^)\s]*)?\)")
 
 
