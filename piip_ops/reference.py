@@ -71,8 +71,9 @@ def deform_cross_attn_reference(
     y = (torch.arange(query_height, dtype=dtype, device=value.device) + 0.5) / query_height
     x = (torch.arange(query_width, dtype=dtype, device=value.device) + 0.5) / query_width
     centres = torch.stack(torch.meshgrid(x, y, indexing="xy"), -1).reshape(-1, 1, 1, 2)  # (hq*wq, 1, 1, 2)
-    scale = torch.tensor([1.0 / width, 1.0 / height], dtype=dtype, device=value.device)
-    locations = centres + offsets.to(dtype) * scale
+    x, y = offsets.to(dtype).unbind(-1)
+    # sizes stay numbers: a tensor made of them would hold them fast in a traced graph
+    locations = centres + torch.stack([x * (1.0 / width), y * (1.0 / height)], -1)
     weights = logits.to(dtype).softmax(-1)
     shapes = [(height, width)]
     return _sample(value.to(dtype), shapes, locations.unsqueeze(3), weights.unsqueeze(3)).to(value.dtype)

@@ -20,7 +20,8 @@ MAY_IMPORT = {  # room -> rooms of piip that it may import; itself goes without 
     "official": CORE | TASKS,
     "library": CORE | {"classification"},
     "quick": CORE | TASKS | {"engine"},
-    "measure": CORE | TASKS | {"engine", "official"},
+    "export": CORE | {"engine", "detection", "segmentation", "classification"},
+    "measure": CORE | TASKS | {"engine", "official", "export"},
     "serve": CORE | TASKS | {"engine", "measure", "quick"},
 }
 WITHOUT_DETECTRON2 = CORE | {"classification", "library", "multimodal"}

@@ -23,6 +23,7 @@ _HOW_TO_INSTALL = (
     "training, evaluation and prediction need pip install 'piip[detection]' and Detectron2, "
     "which `make setup` builds (README)"
 )
+_OF_EXPORT = {"onnx", "onnxruntime", "onnxscript"}
 
 
 def argument_parser(
@@ -36,8 +37,12 @@ def argument_parser(
 
 def user_error(error: BaseException) -> str:
     """An error as one line."""
-    if isinstance(error, ModuleNotFoundError) and (error.name or "").partition(".")[0] in _OF_DETECTION:
-        return f"error: {error.name} is not installed: {_HOW_TO_INSTALL}"
+    if isinstance(error, ModuleNotFoundError):
+        library = (error.name or "").partition(".")[0]
+        if library in _OF_DETECTION:
+            return f"error: {error.name} is not installed: {_HOW_TO_INSTALL}"
+        if library in _OF_EXPORT:
+            return f"error: {library} is not installed: export to ONNX needs pip install 'piip[export]'"
     text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
     return f"error: {' '.join(text.split()) or type(error).__name__}"
 

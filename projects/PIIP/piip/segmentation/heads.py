@@ -29,7 +29,8 @@ class Losses(NamedTuple):
 
 def resize(x: Tensor, size: Sequence[int]) -> Tensor:
     """``(B, C, h, w)`` to another size, bilinear, corners not aligned; the type stays."""
-    if tuple(x.shape[2:]) == tuple(size):
+    # traced, the graph must fit other sizes: it always resizes, even to the same size
+    if not torch.compiler.is_compiling() and tuple(x.shape[2:]) == tuple(size):
         return x
     resized = F.interpolate(at_least_float32(x), size=tuple(size), mode="bilinear", align_corners=False)
     return resized.to(x.dtype)

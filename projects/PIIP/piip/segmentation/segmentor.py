@@ -101,10 +101,10 @@ class Segmentor(nn.Module):
         window = stride = (images.shape[2], images.shape[3])
         if self.stride is not None:
             window, stride = (self.crop_size, self.crop_size), (self.stride, self.stride)
-        return slide_inference(self._window, images, window, stride, max_windows=self.max_windows)
+        return slide_inference(self.window_logits, images, window, stride, max_windows=self.max_windows)
 
-    def _window(self, images: Tensor) -> Tensor:
-        """Logits of windows at their own size; they are padded to what the backbone divides by."""
+    def window_logits(self, images: Tensor) -> Tensor:
+        """Logits ``(N, classes, h, w)`` of windows ``(N, 3, h, w)``, padded to what the backbone divides."""
         height, width = images.shape[2:]
         multiple = max(self.backbone.size_divisibility, 1)
         padded = F.pad(images, (0, -width % multiple, 0, -height % multiple))

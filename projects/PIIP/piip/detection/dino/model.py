@@ -148,11 +148,21 @@ class DINO(nn.Module):
             padded_size: (height, width) of the batch.
             denoising: queries to put before the matching ones.
         """
+        levels = self.levels(features)
+        return self.predict_levels(levels, level_masks(image_sizes, padded_size, levels), denoising)
+
+    def levels(self, features: Sequence[Tensor]) -> list[Tensor]:
+        """The levels ``(B, dim, h, w)`` that the transformer looks at, from the backbone's maps."""
         levels = list(self.neck(features)) if self.neck is not None else list(features)
         if len(levels) != len(self.level_embeds):
             raise ValueError(f"{len(levels)} levels for a DINO of {len(self.level_embeds)}")
+        return levels
+
+    def predict_levels(
+        self, levels: Sequence[Tensor], masks: Sequence[Tensor], denoising: DenoisingQueries | None = None
+    ) -> Predictions:
+        """:meth:`predict` on levels ``(B, dim, h, w)``, ``masks`` ``(B, h, w)`` saying what is padding."""
         dtype = levels[0].dtype
-        masks = level_masks(image_sizes, padded_size, levels)
         ratios = valid_ratios(masks, dtype)
         shapes = [(x.shape[2], x.shape[3]) for x in levels]
         padding = torch.cat([mask.flatten(1) for mask in masks], dim=1)

@@ -1,0 +1,88 @@
+"""Images: padded within a graph, and read to try it with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import detectron2.data.transforms as T
+import numpy as np
+import torch
+import torch.nn.functional as F
+from detectron2.config import instantiate
+from detectron2.data.detection_utils import read_image
+from omegaconf import DictConfig
+from torch import Tensor
+
+from ..engine.predict import IMAGE_SUFFIXES, expand_inputs
+from .boxes import Size
+
+__all__ = ["own_size", "pad", "read_images"]
+
+
+def pad(images: Tensor, divisibility: int, square: int = 0) -> Tensor:
+    """Images ``(B, C, H, W)`` with zeros at the right and bottom, as Detectron2's `ImageList` pads them.
+
+    Args:
+        images: normalised.
+        divisibility: pad to multiples of it.
+        square: pad to a square of this side first; 0 for none.
+    """
+    divisibility = max(divisibility, 1)
+
+    def missing(length: int) -> int:
+        wanted = square or length
+        # without a remainder, which PyTorch's compiler cannot simplify
+        return (wanted + divisibility - 1) // divisibility * divisibility - length
+
+    return F.pad(images, (0, missing(images.shape[3]), 0, missing(images.shape[2])))
+
+
+def own_size(images: Tensor) -> Size:
+    """Height and width of images ``(B, C, H, W)``."""
+    return images.shape[2], images.shape[3]
+
+
+def read_images(cfg: DictConfig, names: Sequence[str], number: int, *, input_format: str) -> list[Tensor]:
+    """Images as a config's model gets them in evaluation.
+
+    Every fourth is stretched by an eighth in height and a quarter in width: an export must hold for more than
+    the size of one data set.
+
+    Args:
+        cfg: a LazyConfig; its `dataloader.test` says which images there are and how they are resized.
+        names: files, folders and globs to take instead of the test set's.
+        number: how many, at most.
+        input_format: "RGB" or "BGR".
+
+    Returns:
+        Each ``(3, H, W)``, 8 bits.
+    """
+    files = [str(file) for file in expand_inputs(names)] if names else _test_files(cfg)
+    resize = _resizing(cfg)
+    images = []
+    for index, file in enumerate(files[:number]):
+        pixels = T.AugInput(read_image(file, format=input_format))
+        resize(pixels)
+        image = torch.from_numpy(np.ascontiguousarray(pixels.image.transpose(2, 0, 1)))
+        if index % 4 == 3:
+            height, width = image.shape[1:]
+            size = (height * 9 // 8, width * 5 // 4)
+            image = F.interpolate(image[None].float(), size, mode="bilinear")[0].to(torch.uint8)
+        images.append(image)
+    return images
+
+
+def _test_files(cfg: DictConfig) -> list[str]:
+    dataset = cfg.dataloader.test.dataset
+    if "names" in dataset:
+        return [entry["file_name"] for entry in instantiate(dataset)]
+    return [str(file) for file in sorted(Path(dataset.root).rglob("*")) if file.suffix in IMAGE_SUFFIXES]
+
+
+def _resizing(cfg: DictConfig) -> T.AugmentationList:
+    loader = cfg.dataloader.test
+    if "mapper" in loader:
+        return T.AugmentationList(instantiate(loader.mapper.augmentations))
+    side = loader.input_size
+    return T.AugmentationList([T.Resize((side, side))])
