@@ -4,6 +4,7 @@
 tools/benchmark.py ops                   the attention operator against its reference
 tools/benchmark.py end-to-end CONFIG     a whole PIIP with the operator and with its reference
 tools/benchmark.py model CONFIG [CONFIG ...]   detectors: latency, memory, and what they make of the machine
+tools/benchmark.py export CONFIG WEIGHTS       a model eager, compiled and in every exported format
 """
 
 import argparse
@@ -11,6 +12,7 @@ import json
 import os
 import platform
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -38,6 +40,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     whole.add_argument("--runs", type=int, default=3, help="timed runs, whose median counts")
     whole.add_argument("--threads", type=int, default=os.cpu_count(), help="of the CPU")
     whole.set_defaults(run=run_end_to_end)
+    exported = commands.add_parser("export", help="a model eager, compiled and in every exported format")
+    exported.add_argument("config", metavar="CONFIG", help="LazyConfig of the model")
+    exported.add_argument("weights", metavar="WEIGHTS", help="checkpoint of the model")
+    exported.add_argument(
+        "--images", nargs="+", default=[], help="files, folders, globs (default: the test set)"
+    )
+    exported.add_argument("--runs", type=int, default=10, help="timed runs of each image")
+    exported.add_argument("--threads", type=int, default=os.cpu_count(), help="of the CPU")
+    exported.set_defaults(run=run_export)
     args = parser.parse_args(argv)
     args.run(args)
 
@@ -117,6 +128,31 @@ def run_end_to_end(args: argparse.Namespace) -> None:
     print(machine("cpu", args.threads))
     print(f"{Path(args.config).stem}, float32, batch {args.batch}, median of {args.runs} runs taking turns\n")
     print(format_rows(rows, "table"))
+
+
+def run_export(args: argparse.Namespace) -> None:
+    """Print how long an image takes in every runtime."""
+    from piip.engine.config import load_config
+    from piip.export.formats import require
+    from piip.export.images import read_images
+    from piip.export.model import load_exportable
+    from piip.flops import format_rows
+    from piip.measure.exported_latency import compare_exported
+
+    require("onnx")
+    torch.set_num_threads(args.threads)
+    cfg = load_config(args.config)
+    model = load_exportable(cfg, args.weights)
+    # only three: read_images gives the fourth another size
+    images = read_images(cfg, args.images, 3, input_format=model.input_format)
+    with tempfile.TemporaryDirectory() as folder:
+        rows = compare_exported(model, images, Path(folder), runs=args.runs)
+    height, width = images[0].shape[1:]
+    print(machine("cpu", args.threads))
+    print(
+        f"{Path(args.config).stem}, float32, one image of {height} x {width} px, {args.runs} runs of each\n"
+    )
+    print(format_rows(rows, "markdown"))
 
 
 def machine(device: str, threads: int) -> str:
