@@ -40,7 +40,7 @@ def small_config(task: str) -> DictConfig:
 
 
 def small_model(task: str) -> nn.Module:
-    """Weights are drawn, so that every parameter shows; a detector's scores spread over (0, 1)."""
+    """Weights are drawn, so that every parameter shows, and detectors find much."""
     torch.manual_seed(0)
     if task == "classifier":
         piip = PIIP(
@@ -51,7 +51,18 @@ def small_model(task: str) -> nn.Module:
             merge="linear",
         )
         return randomise(PIIPClassifier(piip, 5)).eval()
-    return randomise(build_model(small_config(task))).eval()
+    model = build_model(small_config(task)).eval()
+    return randomise(model) if task in ("dino", "segmentor") else _undecided(model)
+
+
+@torch.no_grad()
+def _undecided(model: nn.Module) -> nn.Module:
+    """Show vectors and the last layers only: an R-CNN that is randomised throughout is sure of the background."""
+    generator = torch.Generator().manual_seed(0)
+    for name, parameter in model.named_parameters():
+        if parameter.ndim < 2 or "box_predictor" in name or "mask_head.predictor" in name:
+            parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
+    return model
 
 
 def small(task: str) -> Exportable:
