@@ -57,7 +57,7 @@ def small_model(task: str) -> nn.Module:
 
 @torch.no_grad()
 def _undecided(model: nn.Module) -> nn.Module:
-    """Show vectors and the last layers only: an R-CNN that is randomised throughout is sure of the background."""
+    """Show vectors and the last layers only: an R-CNN randomised throughout is sure of the background."""
     generator = torch.Generator().manual_seed(0)
     for name, parameter in model.named_parameters():
         if parameter.ndim < 2 or "box_predictor" in name or "mask_head.predictor" in name:

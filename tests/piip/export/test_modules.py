@@ -12,7 +12,6 @@ import torch
 import torch.nn.functional as F
 from detectron2.layers.mask_ops import paste_masks_in_image
 from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
-from detectron2.modeling.roi_heads import keypoint_head
 from torch import nn
 
 from piip.export.boxes import anchors, paste_masks, suppressed, suppressed_by_class
@@ -60,7 +59,7 @@ def test_batches_are_images_one_by_one(task: str) -> None:
 def test_anchors_are_detectron2s() -> None:
     generator = DefaultAnchorGenerator(sizes=[[8, 20]], aspect_ratios=[0.5, 1.0], strides=[4], offset=0.5)
     (wanted,) = generator([torch.zeros(1, 1, 5, 7)])
-    assert torch.equal(anchors(generator.cell_anchors[0], 5, 7, 4, 0.5), wanted.tensor)
+    assert torch.equal(anchors(next(iter(generator.cell_anchors)), 5, 7, 4, 0.5), wanted.tensor)
 
 
 def test_masks_are_pasted_as_detectron2_does() -> None:
@@ -123,8 +122,7 @@ def test_parts_that_cannot_be_exported_are_named() -> None:
     with pytest.raises(ExportError, match="the model is a Linear: expected a GeneralizedRCNN"):
         exportable(nn.Linear(2, 2))
     model = small_model("rcnn")
-    model.roi_heads.keypoint_in_features = ["p2"]
-    model.roi_heads.keypoint_head = keypoint_head.BaseKeypointRCNNHead(num_keypoints=3)
+    model.roi_heads.keypoint_on = True
     with pytest.raises(ExportError, match=r"roi_heads.keypoint_head cannot be exported"):
         exportable(model)
 
