@@ -11,6 +11,7 @@ from piip.engine.command_line import argument_parser, tool
 EPILOG = """
 Examples:
     train on 8 GPUs       %(prog)s --config-file CONFIG.py --num-gpus 8
+    the same by torchrun  torchrun --standalone --nproc-per-node 8 %(prog)s --config-file CONFIG.py
     go on after a stop    %(prog)s --config-file CONFIG.py --num-gpus 8 --resume
     evaluate              %(prog)s --config-file CONFIG.py --eval-only train.init_checkpoint=MODEL.pth
     on the CPU            %(prog)s --config-file CONFIG.py train.device=cpu
@@ -22,9 +23,10 @@ Examples:
 @tool
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line."""
-    from detectron2.engine import default_argument_parser, launch
+    from detectron2.engine import default_argument_parser
     from torch.multiprocessing.spawn import ProcessRaisedException
 
+    from piip.engine.launching import start
     from piip.engine.own_data import without_overrides
     from piip.engine.train import main as train
 
@@ -43,14 +45,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not args.config_file:
         parser.error("--config-file is required")
     try:
-        launch(
-            train,
-            args.num_gpus,
-            num_machines=args.num_machines,
-            machine_rank=args.machine_rank,
-            dist_url=args.dist_url,
-            args=(args,),
-        )
+        start(train, args)
     except ProcessRaisedException as error:  # its text is the worker's traceback
         if args.traceback:
             raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -12,14 +13,17 @@ from piip_ops import deform_cross_attn
 
 from .numerics import at_least_float32, without_autocast
 
-__all__ = ["DeformableCrossAttention", "RegularCrossAttention"]
+__all__ = ["AttentionPrecision", "DeformableCrossAttention", "RegularCrossAttention"]
+
+AttentionPrecision = Literal["float32", "autocast"]
+"""See :class:`piip.interaction.InteractionConfig`."""
 
 
 class DeformableCrossAttention(nn.Module):
     """Single-level deformable attention from one token map to another (Deformable DETR, eq. 2).
 
     Every query looks at ``num_points`` points of the other map around its own place in the image. Sampling
-    runs in at least float32, whatever the autocast.
+    is placed in at least float32, whatever the autocast.
 
     Args:
         dim: channels of the queries and of the output.
@@ -28,6 +32,9 @@ class DeformableCrossAttention(nn.Module):
         num_points: sampling points of a head and query.
         ratio: width of the values as a fraction of ``dim``.
         float32_projections: run the linear layers in at least float32 too, as published detectors do.
+        precision: "float32" samples values of at least that type, as released. "autocast" has projections and
+            values in autocast's type, and offsets and attention logits in float32, whatever
+            `float32_projections`: half precision would place samples to within 1/32 of a pixel at best.
     """
 
     def __init__(
@@ -39,6 +46,7 @@ class DeformableCrossAttention(nn.Module):
         num_points: int = 4,
         ratio: float = 0.5,
         float32_projections: bool = True,
+        precision: AttentionPrecision = "float32",
     ) -> None:
         super().__init__()
         value_dim = int(dim * ratio)
@@ -50,6 +58,7 @@ class DeformableCrossAttention(nn.Module):
         self.num_heads = num_heads
         self.num_points = num_points
         self.float32_projections = float32_projections
+        self.precision = precision
         self.value_proj = nn.Linear(feat_dim, value_dim)
         self.sampling_offsets = nn.Linear(dim, num_heads * num_points * 2)
         self.attention_weights = nn.Linear(dim, num_heads * num_points)
@@ -72,25 +81,38 @@ class DeformableCrossAttention(nn.Module):
 
     def forward(self, query: Tensor, feat: Tensor) -> Tensor:
         """Look from the map ``query`` ``(B, hq, wq, dim)`` at ``feat`` ``(B, hf, wf, feat_dim)``."""
+        if self.precision == "autocast":
+            value = self.value_proj(feat)
+            with without_autocast(query.device):
+                wide = at_least_float32(query)
+                seen = self._sample(
+                    value, _linear(self.sampling_offsets, wide), _linear(self.attention_weights, wide), query
+                )
+            return self.output_proj(seen).to(query.dtype)
         if not self.float32_projections:
             return self._attend(query, feat).to(query.dtype)
         with without_autocast(query.device):
             return self._attend(at_least_float32(query), at_least_float32(feat)).to(query.dtype)
 
     def _attend(self, query: Tensor, feat: Tensor) -> Tensor:
-        batch, *query_shape, _ = query.shape
         value = _linear(self.value_proj, feat)
         offsets = _linear(self.sampling_offsets, query)
         logits = _linear(self.attention_weights, query)
         with without_autocast(query.device):
-            out = deform_cross_attn(
-                at_least_float32(value).reshape(batch, -1, self.num_heads, value.shape[-1] // self.num_heads),
-                at_least_float32(offsets).reshape(batch, -1, self.num_heads, self.num_points, 2),
-                at_least_float32(logits).reshape(batch, -1, self.num_heads, self.num_points),
-                tuple(query_shape),
-                tuple(feat.shape[1:3]),
-            )
-        return _linear(self.output_proj, out.to(value.dtype).reshape(batch, *query_shape, -1))
+            seen = self._sample(*map(at_least_float32, (value, offsets, logits)), query)
+        return _linear(self.output_proj, seen.to(value.dtype))
+
+    def _sample(self, value: Tensor, offsets: Tensor, logits: Tensor, query: Tensor) -> Tensor:
+        """What each query sees of the values, ``(B, hq, wq, value_dim)``; maps ``(B, h, w, ...)``."""
+        batch, *query_shape, _ = query.shape
+        seen = deform_cross_attn(
+            value.reshape(batch, -1, self.num_heads, value.shape[-1] // self.num_heads),
+            offsets.reshape(batch, -1, self.num_heads, self.num_points, 2),
+            logits.reshape(batch, -1, self.num_heads, self.num_points),
+            tuple(query_shape),
+            tuple(value.shape[1:3]),
+        )
+        return seen.reshape(batch, *query_shape, -1)
 
 
 class RegularCrossAttention(nn.Module):

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from timm.layers import DropPath
 from torch import Tensor, nn
 
-from .cross_attention import DeformableCrossAttention, RegularCrossAttention
+from .cross_attention import AttentionPrecision, DeformableCrossAttention, RegularCrossAttention
 from .folding import scale_output
 
 __all__ = [
@@ -46,6 +46,9 @@ class InteractionConfig:
         float32_projections: run the linear layers of deformable attention in at least float32, as released
             detectors and classifiers do; without, in half precision its sampling alone is raised to float32,
             as in released vision towers.
+        attention_precision: type of the values that deformable attention samples under autocast. "float32": at
+            least that, as released. "autocast": autocast's, as are projections; offsets and attention weights,
+            which say where to look, stay float32.
     """
 
     attention: Literal["deformable", "regular"] = "deformable"
@@ -58,10 +61,15 @@ class InteractionConfig:
     projection: bool = True
     norm: bool = True
     float32_projections: bool = True
+    attention_precision: AttentionPrecision = "float32"
 
     def __post_init__(self) -> None:
         if self.attention not in ("deformable", "regular"):
             raise ValueError(f"unknown attention {self.attention!r}: expected 'deformable' or 'regular'")
+        if self.attention_precision not in get_args(AttentionPrecision):
+            raise ValueError(
+                f"unknown attention_precision {self.attention_precision!r}: expected 'float32' or 'autocast'"
+            )
 
 
 class ConvFFN(nn.Module):
@@ -115,6 +123,7 @@ class Injector(nn.Module):
                 num_points=config.num_points,
                 ratio=config.deform_ratio,
                 float32_projections=config.float32_projections,
+                precision=config.attention_precision,
             )
         else:
             self.attn = RegularCrossAttention(dim, feat_dim, num_heads=config.num_heads)

@@ -105,6 +105,11 @@ class Checkpointer(DetectionCheckpointer):
             ValueError: the file is no checkpoint, one of another architecture (names keys and shapes), or
                 holds values that are not finite (names the tensor).
         """
+        if path and os.path.isdir(path):
+            raise ValueError(
+                f"checkpoint {path} is a folder, of a sharded training: make a file of it with "
+                "tools/gather_checkpoint.py"
+            )
         if path and "://" not in path and not os.path.isfile(path):
             raise FileNotFoundError(f"checkpoint {path} does not exist: check the path")
         loaded: dict[str, Any] = super().load(path, checkpointables)
@@ -175,6 +180,10 @@ class Checkpointer(DetectionCheckpointer):
             raise ValueError(
                 f"checkpoint does not fit the model ({'; '.join([*mismatches, *known])}): give its own config"
             )
+        return self._copy_weights(checkpoint)
+
+    def _copy_weights(self, checkpoint: dict[str, Any]) -> Any:
+        """Give the model the weights, which fit."""
         return super()._load_model(checkpoint)
 
 

@@ -14,13 +14,15 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from .settings import complete
+
 __all__ = ["apply_overrides", "instantiate", "load_config"]
 
 _SUGGESTIONS = 3
 
 
 def load_config(path: str, overrides: Sequence[str] = ()) -> DictConfig:
-    """Run a LazyConfig file and change it.
+    """Run a LazyConfig file, write out what it leaves to defaults in `train`, and change it.
 
     Args:
         path: a ``.py`` or ``.yaml`` file.
@@ -38,7 +40,7 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> DictConfig:
         raise ValueError(f"config {path} cannot be used, {type(error).__name__}: {error}") from error
     if not isinstance(config, DictConfig):
         raise ValueError(f"config {path} holds a {type(config).__name__}: expected sections such as `model`")
-    return apply_overrides(config, overrides)
+    return apply_overrides(complete(config), overrides)
 
 
 def apply_overrides(config: DictConfig, overrides: Sequence[str]) -> DictConfig:

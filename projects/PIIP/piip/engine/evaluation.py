@@ -14,8 +14,10 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from ..numerics import autocast
+from .ema import AverageWeights
+from .sharding import unsharded
 
-__all__ = ["class_names", "evaluate", "with_tta"]
+__all__ = ["class_names", "evaluate", "evaluate_both", "with_tta"]
 
 _logger = logging.getLogger("detectron2.piip")
 _CLASSES = (
@@ -66,11 +68,23 @@ def evaluate(cfg: DictConfig, model: nn.Module) -> dict[str, dict[str, float]]:
         model = model.module
         for buffer in model.buffers():  # batch norms of several processes see different images in training
             torch.distributed.broadcast(buffer, src=0)
-    model = with_tta(cfg, model)
-    with autocast(cfg.train.device, cfg.train.get("eval_precision", "float32")):
+    with unsharded(model), autocast(cfg.train.device, cfg.train.get("eval_precision", "float32")):
+        model = with_tta(cfg, model)
         results: dict[str, dict[str, float]] = inference_on_dataset(model, loader, evaluator)
     if comm.is_main_process():
         print_csv_format(results)
         if hasattr(evaluator, "summary"):
             _logger.info(evaluator.summary(results))
+    return results
+
+
+def evaluate_both(cfg: DictConfig, model: nn.Module, average: AverageWeights | None) -> dict[str, Any]:
+    """:func:`evaluate`, and the same under "ema" with the average of the weights, if one is kept."""
+    results: dict[str, Any] = evaluate(cfg, model)
+    if average:
+        _logger.info("evaluating the average of the weights")
+        with average.swapped():
+            of_average = evaluate(cfg, model)
+        if of_average:
+            results = {**results, "ema": of_average}
     return results

@@ -14,25 +14,31 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from .checkpoint import Checkpointer
-from .evaluation import evaluate
+from .ema import AverageWeights, EMAUpdate
+from .evaluation import evaluate_both
+from .sharded_checkpoint import ShardedCheckpointer
 
 __all__ = ["LiveLine", "training_hooks"]
 
 
-def training_hooks(cfg: DictConfig, model: nn.Module, checkpointer: Checkpointer) -> list[HookBase | None]:
+def training_hooks(
+    cfg: DictConfig, model: nn.Module, checkpointer: Checkpointer, average: AverageWeights | None = None
+) -> list[HookBase | None]:
     """The hooks of a training in the order in which they run; None stands for those that this process skips.
 
     Args:
         cfg: the config of `piip.engine.train.train`.
         model: the model as it is trained.
         checkpointer: writes its checkpoints.
+        average: of its weights, if one is kept.
     """
     main_process = comm.is_main_process()
     return [
         hooks.IterationTimer(),
         hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier)),
-        hooks.PeriodicCheckpointer(checkpointer, **cfg.train.checkpointer) if main_process else None,
-        hooks.EvalHook(cfg.train.eval_period, lambda: evaluate(cfg, model)),
+        EMAUpdate(average) if average else None,
+        _checkpoints(cfg, checkpointer),
+        hooks.EvalHook(cfg.train.eval_period, lambda: evaluate_both(cfg, model, average)),
         hooks.PeriodicWriter(
             default_writers(cfg.train.output_dir, cfg.train.max_iter), period=cfg.train.log_period
         )
@@ -40,6 +46,21 @@ def training_hooks(cfg: DictConfig, model: nn.Module, checkpointer: Checkpointer
         else None,
         LiveLine() if main_process else None,
     ]
+
+
+def _checkpoints(cfg: DictConfig, checkpointer: Checkpointer) -> HookBase | None:
+    if isinstance(checkpointer, ShardedCheckpointer):  # all processes write, and it clears up by itself
+        return ShardedCheckpoints(checkpointer, period=cfg.train.checkpointer.period)
+    if comm.is_main_process():
+        return hooks.PeriodicCheckpointer(checkpointer, **cfg.train.checkpointer)
+    return None
+
+
+class ShardedCheckpoints(hooks.PeriodicCheckpointer):
+    """Detectron2's hook, which lets the last checkpoint be written before training ends."""
+
+    def after_train(self) -> None:
+        self.checkpointer.wait()
 
 
 class LiveLine(HookBase):

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections import defaultdict
 from collections.abc import Collection
 from typing import Any
 
+from omegaconf import DictConfig
 from torch import nn
 
 from ..backbone import PIIP
+from .settings import TrainSettings
 
-__all__ = ["layer_decay_factors", "param_groups"]
+__all__ = ["layer_decay_factors", "param_groups", "scale_lr"]
+
+_logger = logging.getLogger("detectron2.piip")
 
 
 def layer_decay_factors(model: nn.Module, decay_rate: float) -> dict[str, float]:
@@ -79,9 +84,26 @@ def param_groups(
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             last = name.rpartition(".")[2]
-            exempt = parameter.ndim == 1 or last == "bias" or last in undecayed
+            # a vector of one number stands for a 0-dimensional parameter, which FSDP cannot shard
+            vector = parameter.ndim == 1 and parameter.numel() > 1
+            exempt = vector or last == "bias" or last in undecayed
             groups[base_lr * factors.get(name, 1.0), 0.0 if exempt else weight_decay].append(parameter)
     return [
         {"params": parameters, "lr": lr, "weight_decay": decay}
         for (lr, decay), parameters in sorted(groups.items(), key=lambda item: item[0])
     ]
+
+
+def scale_lr(cfg: DictConfig, settings: TrainSettings) -> None:
+    """Scale a config's learning rate to its batch, as the settings say.
+
+    Linearly (arXiv 1706.02677, for SGD) or by the root (arXiv 2205.10287, for Adam).
+
+    Args:
+        cfg: `optimizer.lr`, meant for `train.reference_batch_size` images a step, is changed in it.
+        settings: those of its `train`.
+    """
+    if settings.reference_batch_size:
+        ratio = cfg.dataloader.train.total_batch_size / settings.reference_batch_size
+        cfg.optimizer.lr *= ratio if settings.lr_scaling == "linear" else math.sqrt(ratio)
+        _logger.info(f"optimizer.lr is {cfg.optimizer.lr:g} for batches of {ratio:g} times the reference")

@@ -1,22 +1,17 @@
 """Training and evaluation of LazyConfigs: Detectron2's loop with bfloat16, exact resumption, clear failure.
 
-Beyond Detectron2's, a config may set in `train`:
-    seed: int; what a run draws at random depends on it only. Absent or negative: drawn once, kept in
-        checkpoints.
-    precision, eval_precision: "float32" (default) or "bfloat16" (autocast; weights and optimizer stay as they
-        are).
-    tta: evaluate and predict with the test-time augmentation that the config's `tta` describes; false by
-        default.
+What a config may set in `train` beyond Detectron2's fields stands in `piip.engine.settings.TrainSettings`.
 """
 
 from __future__ import annotations
 
 import argparse
 import logging
+import os
+from typing import Any
 
-import torch
 from detectron2.config import instantiate
-from detectron2.engine import create_ddp_model, default_setup
+from detectron2.engine import default_setup
 from detectron2.utils import comm
 from omegaconf import DictConfig
 
@@ -27,10 +22,16 @@ from ..weights.pretrained import load_pretrained
 from .checkpoint import METADATA, Checkpointer, ClassShapes, check_same_classes
 from .config import load_config
 from .data import TrainLoader
+from .ema import AverageWeights
 from .evaluation import class_names, evaluate, with_tta
 from .hooks import training_hooks
-from .model import build_model, for_prediction
+from .launching import restarted
+from .model import build_model, for_prediction, prepare_model
+from .optim import scale_lr
 from .own_data import use_own_data
+from .settings import TrainSettings
+from .sharded_checkpoint import ShardedCheckpointer
+from .sharding import is_sharded, load_pretrained_parts
 from .trainer import Trainer
 
 __all__ = ["Trainer", "build_model", "evaluate", "main", "train", "with_tta"]
@@ -56,34 +57,50 @@ def train(cfg: DictConfig, *, resume: bool = False, restartable: ClassShapes | N
         raise ValueError(
             "train.amp.enabled (float16) is not supported: set train.precision='bfloat16' instead"
         )
-    seed = cfg.train.get("seed", -1)
-    seed = seed if seed >= 0 else comm.shared_random_seed()
+    settings = TrainSettings.of(cfg)
+    resume = resume or restarted()
+    seed = settings.seed if settings.seed >= 0 else comm.shared_random_seed()
     seed_all(mix_seed(seed, comm.get_rank()))  # the first weights
-    model = build_model(cfg)
+    goes_on = resume and os.path.exists(os.path.join(cfg.train.output_dir, "last_checkpoint"))
+    model, called = prepare_model(
+        cfg, settings, weights_follow=goes_on or bool(cfg.train.init_checkpoint and not restartable)
+    )
     _logger.info(f"the model has {sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters")
+    scale_lr(cfg, settings)
     cfg.optimizer.params.model = model
     optimizer = instantiate(cfg.optimizer)
     loader = instantiate(cfg.dataloader.train)
-    # DDP takes no device ids on the CPU, where Detectron2 would still pass the local rank.
-    on_cpu = {"device_ids": None} if torch.device(cfg.train.device).type == "cpu" else {}
-    model = create_ddp_model(model, **cfg.train.get("ddp", {}), **on_cpu)
     trainer = Trainer(
-        model,
+        called,
         loader,
         optimizer,
         seed=seed,
-        precision=cfg.train.get("precision", "float32"),
+        precision=settings.precision,
+        accumulate=settings.accumulate,
+        clip_grad_norm=settings.clip_grad_norm,
     )
-    checkpointer = Checkpointer(
-        model, cfg.train.output_dir, metadata=class_names(cfg), restartable=restartable, trainer=trainer
-    )
-    trainer.register_hooks(training_hooks(cfg, model, checkpointer))
+    average = None
+    if settings.ema_decay:
+        average = AverageWeights(model, decay=settings.ema_decay, warmup=settings.ema_warmup)
+    saved: dict[str, Any] = {"trainer": trainer, **({"ema": average} if average else {})}
+    saved |= {"metadata": class_names(cfg), "restartable": restartable}
+    if settings.parallel == "fsdp":
+        keep = cfg.train.checkpointer.get("max_to_keep")
+        checkpointer: Checkpointer = ShardedCheckpointer(
+            model, cfg.train.output_dir, max_to_keep=keep, **saved
+        )
+    else:
+        checkpointer = Checkpointer(model, cfg.train.output_dir, **saved)
+    trainer.register_hooks(training_hooks(cfg, called, checkpointer, average))
     resumed = resume and checkpointer.has_checkpoint()
     if resumed:
         checkpointer.restartable = {}  # this run's own class layers
     elif not cfg.train.init_checkpoint:
-        load_pretrained(model)  # on every rank, from the one download
+        # on every rank, from the one download
+        (load_pretrained_parts if is_sharded(model) else load_pretrained)(model)
     loaded = checkpointer.resume_or_load(cfg.train.init_checkpoint, resume=resume)
+    if average and not resumed:
+        average.restart()  # from the weights that training starts with
     if resumed:
         check_same_classes(loaded.get(METADATA, {}), checkpointer.metadata)
     start = trainer.iter + 1 if resumed else 0

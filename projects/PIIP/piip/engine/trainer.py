@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from detectron2.engine.train_loop import SimpleTrainer
 from detectron2.utils import comm
 from torch import nn
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
 
 from ..numerics import autocast
 from ..seeding import mix_seed, seed_all
@@ -33,6 +37,8 @@ class Trainer(SimpleTrainer):
         *,
         seed: int,
         precision: str = "float32",
+        accumulate: int = 1,
+        clip_grad_norm: float = 0.0,
     ) -> None:
         """
         Args:
@@ -41,13 +47,20 @@ class Trainer(SimpleTrainer):
             optimizer: of the model's parameters.
             seed: of this run, in [0, 2**32); the same on all ranks. `load_state_dict` replaces it.
             precision: "float32" or "bfloat16".
+            accumulate: parts that a batch, a list then, is worked through in; see :meth:`run_step`.
+            clip_grad_norm: longest gradient; 0 for no clipping.
         """
         super().__init__(model, data_loader, optimizer)
         self.seed, self.precision = seed, precision
+        self.accumulate, self.clip_grad_norm = accumulate, clip_grad_norm
         self.device = next(model.parameters()).device
 
     def run_step(self) -> None:
         """One iteration.
+
+        With `accumulate`, the parts of the batch go through the model one after the other, each loss weighted
+        by its part's share of the images. That is the gradient of the whole batch where a loss is a mean over
+        images; where it is a mean over something else (foreground boxes, say), each part has its own mean.
 
         Raises:
             FloatingPointError: a loss is infinite or NaN; the weights are as the last step left them.
@@ -56,6 +69,38 @@ class Trainer(SimpleTrainer):
         batch = next(self._data_loader_iter)
         data_time = time.perf_counter() - start
         seed_all(mix_seed(self.seed, comm.get_rank(), self.iter))
+        self.optimizer.zero_grad()
+        losses: dict[str, torch.Tensor] = {}
+        parts = list(self._parts(batch))
+        for number, (part, share) in enumerate(parts, start=1):
+            # FSDP reduces after each part: gradients that wait for the last would be those of the whole model
+            waits = number < len(parts) and isinstance(self.model, DistributedDataParallel)
+            with self.model.no_sync() if waits else nullcontext():
+                for name, loss in self._backward(part, share).items():
+                    losses[name] = losses[name] + loss if name in losses else loss
+        self.after_backward()
+        if self.clip_grad_norm:
+            norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_grad_norm)
+            self.storage.put_scalar("grad_norm", norm.full_tensor() if isinstance(norm, DTensor) else norm)
+        self._write_metrics(losses, data_time)
+        self.optimizer.step()
+
+    def _parts(self, batch: Any) -> Iterator[tuple[Any, float]]:
+        """A batch in `accumulate` parts as even as can be, each with its share of the images."""
+        if self.accumulate == 1:
+            yield batch, 1.0
+            return
+        if len(batch) < self.accumulate:
+            raise ValueError(
+                f"train.accumulate={self.accumulate} splits batches of {len(batch)} images a process: use "
+                "at most as many parts, or a larger dataloader.train.total_batch_size"
+            )
+        ends = [len(batch) * number // self.accumulate for number in range(self.accumulate + 1)]
+        for first, end in itertools.pairwise(ends):
+            yield batch[first:end], (end - first) / len(batch)
+
+    def _backward(self, batch: Any, share: float) -> dict[str, torch.Tensor]:
+        """Add the gradient of a part of the batch; returns its losses, weighted."""
         try:
             with autocast(self.device, self.precision):
                 losses: dict[str, torch.Tensor] = self.model(batch)
@@ -65,11 +110,8 @@ class Trainer(SimpleTrainer):
         if not torch.isfinite(total):
             values = ", ".join(f"{name} {loss.item():g}" for name, loss in losses.items())
             raise self._diverged(f"loss is not finite, {values}")
-        self.optimizer.zero_grad()
-        total.backward()
-        self.after_backward()
-        self._write_metrics(losses, data_time)
-        self.optimizer.step()
+        (total * share).backward()
+        return {name: loss.detach() * share for name, loss in losses.items()}
 
     def _diverged(self, reason: str) -> FloatingPointError:
         return FloatingPointError(

@@ -17,13 +17,14 @@ from ..branches import Branch, Pretrained
 from ..branches.base import Family
 from .download import local_path
 from .official_keys import convert_backbone
-from .tensor_file import check_values, read_state
+from .tensor_file import check_values, read_file, state_dict_of
 
 __all__ = [
     "FAMILIES",
     "Pretrained",
     "convert_branch",
     "convert_head",
+    "fit_branch",
     "load_pretrained",
     "read_source",
     "resize_relative_positions",
@@ -202,8 +203,8 @@ def _fit(name: str, tensor: Tensor, wanted: Tensor, has_cls: bool) -> Tensor:
     return tensor
 
 
-def convert_branch(state: Mapping[str, Tensor], branch: Branch, family: Family, origin: str) -> State:
-    """Turn the weights of a published model into those of a branch.
+def fit_branch(state: Mapping[str, Tensor], branch: Branch, family: Family, origin: str) -> State:
+    """Bring the weights of a published model to the names and shapes of a branch.
 
     Args:
         state: the file's tensors by name, without containers.
@@ -212,11 +213,11 @@ def convert_branch(state: Mapping[str, Tensor], branch: Branch, family: Family, 
         origin: where they come from, for errors.
 
     Returns:
-        The branch's complete state dict, float32.
+        Weights by the branch's names, of the file's type, values unseen: where nothing had to be resized or
+        joined they are still the file's own. Those that a file may leave out are missing where it does.
 
     Raises:
-        ValueError: naming the file and every tensor that is missing, unknown, or of another shape, or the
-            first that holds something else than finite numbers.
+        ValueError: naming the file and every tensor that is missing, unknown, or of another shape.
     """
     rules = FAMILIES[family]
     wanted = branch.state_dict()
@@ -232,9 +233,7 @@ def convert_branch(state: Mapping[str, Tensor], branch: Branch, family: Family, 
     except (KeyError, ValueError) as error:
         reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
         raise ValueError(f"{origin} does not hold weights of the family '{family}': {reason}") from error
-    check_values(fitted, origin)
-    start = {k: v for k, v in wanted.items() if k not in fitted and re.fullmatch(rules.optional, k)}
-    problems = [f"{k} is missing" for k in wanted if k not in fitted and k not in start]
+    problems = [f"{k} is missing" for k in wanted if k not in fitted and not re.fullmatch(rules.optional, k)]
     problems += [f"{k} is unknown" for k in fitted if k not in wanted]
     problems += [
         f"{k} has shape {tuple(v.shape)}, expected {tuple(wanted[k].shape)}"
@@ -246,7 +245,25 @@ def convert_branch(state: Mapping[str, Tensor], branch: Branch, family: Family, 
             f"{origin} does not fit the branch, {len(problems)} tensors differ: {'; '.join(problems)}. "
             "Give weights of this model, or describe theirs in the branch"
         )
-    return {key: value.float() for key, value in (start | fitted).items()}
+    return fitted
+
+
+def convert_branch(state: Mapping[str, Tensor], branch: Branch, family: Family, origin: str) -> State:
+    """Turn the weights of a published model into those of a branch.
+
+    Args:
+        state, branch, family, origin: see :func:`fit_branch`.
+
+    Returns:
+        The branch's complete state dict, float32.
+
+    Raises:
+        ValueError: as :func:`fit_branch`, and for the first tensor that holds something else than finite
+            numbers.
+    """
+    fitted = fit_branch(state, branch, family, origin)
+    check_values(fitted, origin)
+    return {key: value.float() for key, value in (branch.state_dict() | fitted).items()}
 
 
 def convert_head(state: Mapping[str, Tensor], family: Family, origin: str) -> dict[str, State]:
@@ -276,14 +293,19 @@ def convert_head(state: Mapping[str, Tensor], family: Family, origin: str) -> di
     }
 
 
-def read_source(source: str) -> State:
+def read_source(source: str, *, mmap: bool = False) -> State:
     """The tensors of what :class:`Pretrained` names, downloaded where it is not here yet.
+
+    Args:
+        source: ``timm:`` and a timm name, a URL or a path.
+        mmap: leave tensors on disk until they are looked at, where the file's format can.
 
     Raises:
         ConnectionError, FileNotFoundError, ValueError: it cannot be had.
     """
     if not source.startswith("timm:"):
-        return read_state(local_path(source))
+        path = local_path(source)
+        return state_dict_of(read_file(path, mmap=mmap), path)
     try:
         model: nn.Module = timm.create_model(source.removeprefix("timm:"), pretrained=True)
     except (OSError, RuntimeError, ValueError) as error:

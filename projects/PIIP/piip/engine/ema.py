@@ -1,0 +1,83 @@
+"""A moving average of the weights, which often evaluates better than they do themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from detectron2.engine.train_loop import HookBase
+from timm.utils import ModelEmaV3
+from torch import Tensor, nn
+
+__all__ = ["AverageWeights", "EMAUpdate"]
+
+
+class _Copies(nn.Module):
+    """Copies of a state dict's tensors, in its order; sharded ones stay sharded."""
+
+    def __init__(self, state: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        for name, tensor in state.items():
+            copy = nn.Parameter(tensor.detach().clone(), requires_grad=False)
+            self.register_parameter(name.replace(".", "/"), copy)  # a dot would name a submodule
+
+
+class AverageWeights:
+    """timm's `ModelEmaV3` over the state dict of a model that may be compiled or sharded.
+
+    It holds tensors, not a second model: for evaluation they change places with the model's, :meth:`swapped`.
+    """
+
+    def __init__(self, model: nn.Module, *, decay: float, warmup: bool) -> None:
+        """
+        Args:
+            model: whose weights and buffers to average: not wrapped for data parallelism.
+            decay, warmup: see `ema_decay` and `ema_warmup` in `piip.engine.settings`.
+        """
+        self.model = model
+        self.ema = ModelEmaV3(_Copies(model.state_dict()), decay=decay, use_warmup=warmup)
+
+    def update(self, iteration: int) -> None:
+        """Take in the weights that an iteration, counted from 0, has left. The first is taken as it is."""
+        self.ema.update(self.model, step=iteration + 1)
+
+    def restart(self) -> None:
+        """Begin anew from the weights that the model has now."""
+        self.ema.set(self.model)
+
+    @contextmanager
+    @torch.no_grad()
+    def swapped(self) -> Iterator[None]:
+        """The model has the average within the context, and its own weights again after it."""
+        self._swap()
+        try:
+            yield
+        finally:
+            self._swap()
+
+    def _swap(self) -> None:
+        for average, raw in zip(self.state_dict().values(), self.model.state_dict().values(), strict=True):
+            kept = raw.clone()
+            raw.copy_(average)
+            average.copy_(kept)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The average under the model's names."""
+        return {name.replace("/", "."): tensor for name, tensor in self.ema.module.state_dict().items()}
+
+    @torch.no_grad()
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from an average that :meth:`state_dict` gave."""
+        for name, tensor in self.state_dict().items():
+            tensor.copy_(state[name])
+
+
+class EMAUpdate(HookBase):
+    """Lets an average take in the weights after each step."""
+
+    def __init__(self, average: AverageWeights) -> None:
+        self.average = average
+
+    def after_step(self) -> None:
+        self.average.update(self.trainer.iter)

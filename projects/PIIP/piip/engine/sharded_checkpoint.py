@@ -1,0 +1,213 @@
+"""Checkpoints of sharded trainings: folders that all processes write at once, while training goes on.
+
+They are `torch.distributed.checkpoint`'s. What belongs to a parameter is kept under its name, in parts that
+any number of processes can read. A folder is whole once its `.metadata` is there, which is written last;
+`last_checkpoint` names it only then. `.metadata` is a pickle: read folders of your own trainings only.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from collections.abc import Mapping
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from detectron2.utils import comm
+from torch import Tensor, nn
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
+from torch.distributed.tensor import DTensor
+
+from ..weights.tensor_file import read_file
+from .checkpoint import METADATA, Checkpointer, differences
+from .sharding import fill, scalar_names
+
+__all__ = ["ShardedCheckpointer", "is_sharded_checkpoint", "whole_state"]
+
+_logger = logging.getLogger("detectron2.piip")
+_PROGRESS, _SCALARS = "progress", "scalars"
+
+
+def is_sharded_checkpoint(path: str | Path) -> bool:
+    """Whether a path is a folder that a sharded training wrote, whole."""
+    return (Path(path) / ".metadata").is_file()
+
+
+class ShardedCheckpointer(Checkpointer):
+    """Saves and resumes a training under FSDP; starts from files as :class:`Checkpointer` does.
+
+    All processes must call its methods. Saving copies to main memory and returns; a thread writes.
+    """
+
+    def __init__(
+        self, model: nn.Module, save_dir: str = "", *, max_to_keep: int | None = None, **options: Any
+    ) -> None:
+        """
+        Args:
+            model, save_dir, options: see :class:`Checkpointer`; "trainer" is among them.
+            max_to_keep: folders to keep, the last ones and the final one.
+        """
+        super().__init__(model, save_dir, **options)
+        self.max_to_keep = max_to_keep
+        self.kept: list[Path] = []
+        self.pending: Future[Any] | None = None
+        # the thread's own: training goes on in the others
+        self.group: Any = dist.new_group(backend="gloo")
+
+    def save(self, name: str, **kwargs: Any) -> None:
+        """Begin to write the folder `name`, after the one before is written.
+
+        Raises:
+            FloatingPointError: a parameter is infinite or NaN; nothing is written.
+            OSError: the one before could not be written.
+        """
+        self.wait()
+        self._check_finite(name)
+        folder = Path(self.save_dir) / name
+        trainer = dict(self.checkpointables["trainer"].state_dict())
+        del trainer["optimizer"]  # in terms of places; kept by name instead
+        progress = {**kwargs, METADATA: self.metadata, "trainer": trainer}
+        state = {
+            **self._tensors(),
+            _PROGRESS: json.dumps(progress),
+            _SCALARS: json.dumps(scalar_names(self.model)),
+        }
+        self.logger.info(f"Saving checkpoint to {folder}")
+        pending = dcp.async_save(state, checkpoint_id=folder, process_group=self.group)
+        assert isinstance(pending, Future)
+        self.pending = pending
+        if comm.is_main_process():
+            pending.add_done_callback(lambda done: self._written(folder, done))
+
+    def _tensors(self) -> dict[str, Any]:
+        trainer = self.checkpointables["trainer"]
+        state: dict[str, Any] = {
+            "model": self.model.state_dict(),
+            "optimizer": get_optimizer_state_dict(self.model, trainer.optimizer),
+        }
+        if "ema" in self.checkpointables:
+            state["ema"] = self.checkpointables["ema"].state_dict()
+        return state
+
+    def _check_finite(self, name: str) -> None:
+        bad = [
+            key
+            for key, parameter in self.model.named_parameters()
+            if not (parameter.to_local() if isinstance(parameter, DTensor) else parameter).isfinite().all()
+        ]
+        if found := next((key for keys in comm.all_gather(bad) for key in keys), None):
+            raise FloatingPointError(
+                f"checkpoint {name} not written: parameter {found} is infinite or NaN; "
+                f"the last good checkpoint is {self.get_checkpoint_file() or 'none'}"
+            )
+
+    def _written(self, folder: Path, done: Future[Any]) -> None:
+        """In the main process, once all have written: the folder is the last one, and the oldest goes."""
+        if done.exception() is not None:
+            return  # `wait` raises it
+        self.tag_last_checkpoint(folder.name)
+        if not folder.name.endswith("_final"):
+            self.kept.append(folder)
+            while self.max_to_keep is not None and len(self.kept) > self.max_to_keep:
+                shutil.rmtree(self.kept.pop(0), ignore_errors=True)
+
+    def wait(self) -> None:
+        """Return once what was saved is written.
+
+        Raises:
+            OSError: it could not be.
+        """
+        if self.pending is None:
+            return
+        pending, self.pending = self.pending, None
+        try:
+            pending.result()
+        except Exception as error:  # whatever went wrong, in whichever process: PyTorch wraps it
+            reason = " ".join(str(error).split())[-300:]
+            raise OSError(f"the last checkpoint in {self.save_dir} could not be written: {reason}") from error
+
+    def load(self, path: str, checkpointables: list[str] | None = None) -> dict[str, Any]:
+        """As :meth:`Checkpointer.load`; folders bring back what they hold, files give weights only."""
+        if not path or not Path(path).is_dir():
+            return super().load(path, [])
+        if not is_sharded_checkpoint(path):
+            raise ValueError(f"{path} is no whole sharded checkpoint: it has no .metadata")
+        everything = checkpointables is None
+        self.logger.info(f"Loading from {path} ...")
+        reader = dcp.FileSystemReader(path)
+        state = self._tensors() if everything else {"model": self.model.state_dict()}
+        known = reader.read_metadata().state_dict_metadata
+        weights = {
+            key.removeprefix("model."): torch.empty(entry.size, device="meta")
+            for key, entry in known.items()
+            if key.startswith("model.") and isinstance(entry, TensorStorageMetadata)
+        }
+        if problems := differences(weights, state["model"], shown=5):
+            raise ValueError(f"checkpoint {path} does not fit the model ({'; '.join(problems)})")
+        if "ema" in state and not any(key.startswith("ema.") for key in known):
+            raise ValueError(f"checkpoint {path} has no average of the weights: set train.ema_decay=0")
+        state[_PROGRESS] = ""
+        dcp.load(state, storage_reader=reader)
+        self.model.load_state_dict(state["model"])
+        progress: dict[str, Any] = json.loads(state[_PROGRESS])
+        if everything:
+            trainer = self.checkpointables["trainer"]
+            set_optimizer_state_dict(self.model, trainer.optimizer, state["optimizer"])
+            optimizer = trainer.optimizer.state_dict()
+            trainer.load_state_dict({**progress.pop("trainer"), "optimizer": optimizer})
+            if "ema" in state:
+                self.checkpointables["ema"].load_state_dict(state["ema"])
+        return progress
+
+    def _torch_load(self, filename: str) -> Any:
+        return read_file(filename, mmap=True)
+
+    def _checked(self, loaded: dict[str, Any], filename: str) -> dict[str, Any]:
+        return self._with_our_names(loaded, filename)  # values are checked part by part as they are copied
+
+    def _load_model(self, checkpoint: dict[str, Any]) -> Any:
+        weights = checkpoint["model"]
+        longer = {name: weights[name].reshape(1) for name in scalar_names(self.model) if name in weights}
+        return super()._load_model({**checkpoint, "model": {**weights, **longer}})
+
+    def _copy_weights(self, checkpoint: dict[str, Any]) -> None:
+        weights: Mapping[str, Tensor] = checkpoint["model"]
+        for name, tensor in self.model.state_dict().items():
+            if not isinstance(weights[name], DTensor):  # else the model's own, which starts anew
+                fill(tensor, weights[name], f"checkpoint: {name}")
+
+
+def whole_state(path: str | Path, part: str = "model") -> dict[str, Tensor]:
+    """One of the state dicts of a sharded checkpoint, put together, as a training in one process has it.
+
+    Args:
+        path: the folder.
+        part: "model" or "ema".
+
+    Raises:
+        ValueError: it is no whole sharded checkpoint, or has no such part.
+    """
+    if not is_sharded_checkpoint(path):
+        raise ValueError(f"{path} is no whole sharded checkpoint: it has no .metadata")
+    reader = dcp.FileSystemReader(path)
+    known = reader.read_metadata().state_dict_metadata
+    state = {
+        key: torch.empty(entry.size, dtype=entry.properties.dtype)
+        for key, entry in known.items()
+        if key.startswith(f"{part}.") and isinstance(entry, TensorStorageMetadata)
+    }
+    if not state:
+        raise ValueError(f"{path} has no {part}: was it trained with train.ema_decay?")
+    content: dict[str, Any] = {**state, _SCALARS: ""}
+    dcp.load(content, storage_reader=reader, no_dist=True)
+    scalars = set(json.loads(content.pop(_SCALARS)))
+    names = {key: key.removeprefix(f"{part}.") for key in state}
+    return {
+        name: content[key].reshape(()) if name in scalars else content[key] for key, name in names.items()
+    }
