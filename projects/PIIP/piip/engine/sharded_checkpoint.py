@@ -180,34 +180,43 @@ class ShardedCheckpointer(Checkpointer):
         weights: Mapping[str, Tensor] = checkpoint["model"]
         for name, tensor in self.model.state_dict().items():
             if not isinstance(weights[name], DTensor):  # else the model's own, which starts anew
-                fill(tensor, weights[name], f"checkpoint: {name}")
+                fill(tensor, weights[name], "checkpoint", name)
 
 
 def whole_state(path: str | Path, part: str = "model") -> dict[str, Tensor]:
-    """One of the state dicts of a sharded checkpoint, put together, as a training in one process has it.
+    """One of the state dicts of a checkpoint, put together, as a training in one process has it.
 
     Args:
-        path: the folder.
+        path: the folder of a sharded training, or the `.pth` file of another.
         part: "model" or "ema".
 
     Raises:
-        ValueError: it is no whole sharded checkpoint, or has no such part.
+        FileNotFoundError: there is neither.
+        ValueError: it is no whole checkpoint, or has no such part.
     """
+    if not Path(path).is_dir():
+        content = read_file(path)
+        state = content.get(part) if isinstance(content, dict) else None
+        if not isinstance(state, dict):
+            raise _absent(path, part)
+        return state
     if not is_sharded_checkpoint(path):
         raise ValueError(f"{path} is no whole sharded checkpoint: it has no .metadata")
     reader = dcp.FileSystemReader(path)
-    known = reader.read_metadata().state_dict_metadata
-    state = {
+    loaded: dict[str, Any] = {
         key: torch.empty(entry.size, dtype=entry.properties.dtype)
-        for key, entry in known.items()
+        for key, entry in reader.read_metadata().state_dict_metadata.items()
         if key.startswith(f"{part}.") and isinstance(entry, TensorStorageMetadata)
     }
-    if not state:
-        raise ValueError(f"{path} has no {part}: was it trained with train.ema_decay?")
-    content: dict[str, Any] = {**state, _SCALARS: ""}
-    dcp.load(content, storage_reader=reader, no_dist=True)
-    scalars = set(json.loads(content.pop(_SCALARS)))
-    names = {key: key.removeprefix(f"{part}.") for key in state}
-    return {
-        name: content[key].reshape(()) if name in scalars else content[key] for key, name in names.items()
-    }
+    if not loaded:
+        raise _absent(path, part)
+    loaded[_SCALARS] = ""
+    dcp.load(loaded, storage_reader=reader, no_dist=True)
+    scalars = set(json.loads(loaded.pop(_SCALARS)))
+    named = {key.removeprefix(f"{part}."): tensor for key, tensor in loaded.items()}
+    return {name: tensor.reshape(()) if name in scalars else tensor for name, tensor in named.items()}
+
+
+def _absent(path: str | Path, part: str) -> ValueError:
+    hint = "was it trained with train.ema_decay?" if part == "ema" else "is it a checkpoint of a training?"
+    return ValueError(f"{path} has no '{part}': {hint}")

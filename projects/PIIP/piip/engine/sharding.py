@@ -49,9 +49,6 @@ __all__ = [
 
 _logger = logging.getLogger("detectron2.piip")
 
-# Methods, beside forward, by which detectors enter their heads
-_ENTRIES = ("losses", "logits", "forward_with_given_boxes")
-
 
 def is_sharded(model: nn.Module) -> bool:
     """Whether :func:`shard` was applied to a model."""
@@ -74,7 +71,7 @@ def _pretrained_on_meta(node: DictConfig | ListConfig) -> None:
         node["family"], node["_target_"] = node["_target_"], _on_meta
 
 
-def build_for_sharding(cfg: DictConfig, *, weights_follow: bool) -> nn.Module:
+def build_for_sharding(cfg: DictConfig, *, weights_follow: bool = False) -> nn.Module:
     """The config's model on the CPU, its pretrained branches on the meta device, where they take no memory.
 
     Args:
@@ -138,8 +135,8 @@ def shard(model: nn.Module, device: torch.device, precision: str) -> nn.Module:
             # heads come last in the forward and first in the backward pass: they stay gathered between
             fully_shard(head, mesh=mesh, mp_policy=full, reshard_after_forward=False)
             head._stays_gathered = True  # type: ignore[assignment]
-            for method in _ENTRIES:
-                register_fsdp_forward_method(head, method)
+            if hasattr(head, "losses"):  # where the project's own detectors enter them in training
+                register_fsdp_forward_method(head, "losses")
     fully_shard(model, mesh=mesh, mp_policy=full, reshard_after_forward=False)
     return model
 
@@ -166,13 +163,14 @@ def materialise(model: nn.Module, device: torch.device) -> None:
 
 
 @torch.no_grad()
-def fill(target: Tensor, source: Tensor, origin: str) -> None:
+def fill(target: Tensor, source: Tensor, origin: str, name: str) -> None:
     """Copy this process's part of a tensor, reading no more of it.
 
     Args:
         target: of a sharded model; what is not sharded is copied whole.
         source: all of it, as a file that is mapped into memory has it.
-        origin: its name, for errors.
+        origin: the file, for errors.
+        name: of the tensor, likewise.
 
     Raises:
         ValueError: the part is not finite.
@@ -186,7 +184,7 @@ def fill(target: Tensor, source: Tensor, origin: str) -> None:
             source = source.narrow(dim, start if length else 0, length)
         target = target.to_local()
     if target.is_floating_point() and target.numel():
-        check_values({"it": source}, origin)
+        check_values({name: source}, origin)
     target.copy_(source)
 
 
@@ -203,7 +201,7 @@ def load_pretrained_parts(model: nn.Module) -> None:
             fitted = fit_branch(state, branch, branch.pretrained.family, origin)
             for key, tensor in branch.state_dict().items():
                 if key in fitted:
-                    fill(tensor, fitted[key], f"{origin}: {key}")
+                    fill(tensor, fitted[key], origin, key)
             _logger.info(f"{name} starts from {branch.pretrained.source}")
 
 
