@@ -73,6 +73,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="time inference of each PIIP a second time, after piip.optimize_for_inference, too",
     )
+    parser.add_argument("--compile", action="store_true", help="measure each PIIP with compiled blocks, too")
     parser.add_argument("--format", default="table", choices=["table", "markdown", "csv", "json"])
     parser.add_argument("--output", type=Path, help="write there instead of to the screen")
 
@@ -88,6 +89,11 @@ def run_model(args: argparse.Namespace) -> None:
     torch.set_num_threads(args.threads)
     protocol = Protocol(device=args.device, runs=args.runs, onednn_linear=args.onednn_linear)
     contenders = [Contender.from_config(config, protocol) for config in args.configs]
+    compiled = [
+        Contender.from_config(config, protocol, compiled=True)
+        for config, contender in zip(args.configs, contenders, strict=True)
+        if args.compile and contender.is_piip
+    ]
     rows: list[dict[str, Any]] = []
     for mode in args.mode:
         for precision in args.precision:
@@ -100,7 +106,7 @@ def run_model(args: argparse.Namespace) -> None:
                 ]
             for batch in args.batch:
                 print(f"measuring {mode}, {precision}, batch {batch}", file=sys.stderr)
-                rows += compare([*contenders, *optimized], precision, batch, mode, protocol)
+                rows += compare([*contenders, *compiled, *optimized], precision, batch, mode, protocol)
     about = {
         "machine": machine(args.device, args.threads),
         "protocol": f"median of {args.runs} interleaved runs after warm-up, "

@@ -126,3 +126,36 @@ def test_initial_sampling_points() -> None:
 def test_initial_gammas_are_zero() -> None:
     injector = Injector(64, 48, InteractionConfig(num_heads=4))
     assert injector.ca_gamma.count_nonzero() == 0 and injector.cffn_gamma.count_nonzero() == 0
+
+
+@torch.no_grad()
+def test_attention_precision_under_autocast() -> None:
+    """ "float32" leaves autocast as released; "autocast" has values in bfloat16 and places in float32."""
+    released, half = (
+        randomise(DeformableCrossAttention(64, 48, num_heads=8, precision=precision))
+        for precision in ("float32", "autocast")
+    )
+    query, feat = torch.randn(2, 6, 5, 64), torch.randn(2, 4, 7, 48)
+    expected = released(query, feat)
+    assert torch.equal(half(query, feat), expected)
+    seen: dict[str, torch.dtype] = {}
+    for name, layer in half.named_children():
+        layer.register_forward_hook(lambda _m, _i, output, name=name: seen.update({name: output.dtype}))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(released(query, feat), expected)
+        approximate = half(query, feat)
+    wide, narrow = torch.float32, torch.bfloat16
+    assert seen == {
+        "value_proj": narrow,
+        "sampling_offsets": wide,
+        "attention_weights": wide,
+        "output_proj": narrow,
+    }
+    assert approximate.dtype == torch.float32
+    # bfloat16 has 8 bits: two products of about 2**-8 of the largest value each
+    torch.testing.assert_close(approximate, expected, rtol=0, atol=2**-6 * expected.abs().max().item())
+
+
+def test_unknown_attention_precision() -> None:
+    with pytest.raises(ValueError, match="unknown attention_precision 'half': expected 'float32' or"):
+        InteractionConfig(attention_precision="half")  # type: ignore[arg-type]

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from ..backbone import PIIP
 from ..cpu import use_onednn_linear
+from ..engine.compilation import compile_blocks
 from ..flops import build_on_meta
 from ..inference import optimize_for_inference
 from ..inference.packed import PackedLinear, is_packable
@@ -76,9 +77,14 @@ class Contender:
 
     @classmethod
     def from_config(
-        cls, config_file: str, protocol: Protocol, optimized: torch.dtype | None = None
+        cls,
+        config_file: str,
+        protocol: Protocol,
+        optimized: torch.dtype | None = None,
+        *,
+        compiled: bool = False,
     ) -> Contender:
-        """Build the model of a LazyConfig, weights at random, count it, and optimise it if asked to."""
+        """Build the model of a LazyConfig, weights at random, count it, and optimise or compile it if asked."""
         with build_on_meta():
             cost = detector_cost(load_detector(config_file)).total
         heads = ("neck", "proposal_head", "box_head", "mask_head")
@@ -94,6 +100,9 @@ class Contender:
             optimize_for_inference(detector, optimized)
         elif protocol.onednn_linear == "all" or (protocol.onednn_linear == "piip" and is_piip):
             use_onednn_linear(detector)
+        if compiled:
+            name = f"{name}, compiled"
+            compile_blocks(detector)
         return cls(name, detector, size, cost.gflops - above, cost.gflops, optimized)
 
 
@@ -330,8 +339,9 @@ def compare(
             (medians),
         each with its "..._spread_ms" (largest less smallest), "images_per_s", "weights_mb" (in float32),
         "peak_mb" (what a run adds to memory at the worst moment), "gflops_backbone", "gflops_detector",
-        "peak_fraction" (multiply-adds a second in the backbone, as a fraction of the best the machine does in
-        a matrix product), "ratio_backbone", "ratio_detector". What was not measured is None.
+        "peak_fraction" (multiply-adds a second in the backbone, in training those of the whole detector with
+        the backward pass counted twice, as a fraction of the best the machine does in a matrix product),
+        "ratio_backbone", "ratio_detector". What was not measured is None.
     """
     prepare = {"inference": _inference, "training": _training}[mode]
     runs = [prepare(contender, precision, batch, protocol) for contender in contenders]
@@ -354,6 +364,8 @@ def compare(
         row["gflops_backbone"], row["gflops_detector"] = contender.gflops_backbone, contender.gflops_detector
         seconds = row["backbone_ms"] and row["backbone_ms"] / 1e3
         row["peak_fraction"] = seconds and contender.gflops_backbone * batch / seconds / peak
+        if mode == "training":  # a gradient for the inputs and one for the weights
+            row["peak_fraction"] = 3 * contender.gflops_detector * batch / (row["detector_ms"] / 1e3) / peak
         rows.append(row)
     for key in ("backbone", "detector"):
         first = rows[0][f"{key}_ms"]
