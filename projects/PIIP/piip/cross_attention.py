@@ -82,13 +82,13 @@ class DeformableCrossAttention(nn.Module):
     def forward(self, query: Tensor, feat: Tensor) -> Tensor:
         """Look from the map ``query`` ``(B, hq, wq, dim)`` at ``feat`` ``(B, hf, wf, feat_dim)``."""
         if self.precision == "autocast":
-            value = self.value_proj(feat)
+            value = _linear(self.value_proj, feat)
             with without_autocast(query.device):
                 wide = at_least_float32(query)
                 seen = self._sample(
                     value, _linear(self.sampling_offsets, wide), _linear(self.attention_weights, wide), query
                 )
-            return self.output_proj(seen).to(query.dtype)
+            return _linear(self.output_proj, seen).to(query.dtype)
         if not self.float32_projections:
             return self._attend(query, feat).to(query.dtype)
         with without_autocast(query.device):

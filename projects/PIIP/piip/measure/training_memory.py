@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ..backbone import PIIP
-from ..engine.trainer import autocast
+from ..numerics import autocast
 from ..flops import build_on_meta
 from .cost import load_detector, own_input_size
 
