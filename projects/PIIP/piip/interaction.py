@@ -46,9 +46,9 @@ class InteractionConfig:
         float32_projections: run the linear layers of deformable attention in at least float32, as released
             detectors and classifiers do; without, in half precision its sampling alone is raised to float32,
             as in released vision towers.
-        attention_precision: type of the values that deformable attention samples under autocast. "float32": at
-            least that, as released. "autocast": autocast's, as are projections; offsets and attention weights,
-            which say where to look, stay float32.
+        attention_precision: type of what deformable attention samples under autocast. "float32": at
+            least that, as released. "autocast": autocast's, as are projections; offsets and weights, which
+            say where to look, stay float32.
     """
 
     attention: Literal["deformable", "regular"] = "deformable"

@@ -27,8 +27,8 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ..backbone import PIIP
-from ..numerics import autocast
 from ..flops import build_on_meta
+from ..numerics import autocast
 from .cost import load_detector, own_input_size
 
 __all__ = ["TrainingMemory", "activation_bytes", "config_rows", "training_memory"]
