@@ -9,6 +9,7 @@ import torch
 from detectron2.engine.train_loop import HookBase
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 __all__ = ["AverageWeights", "EMAUpdate"]
 
@@ -36,7 +37,9 @@ class AverageWeights:
             decay, warmup: see `ema_decay` and `ema_warmup` in `piip.engine.settings`.
         """
         self.model = model
-        self.ema = ModelEmaV3(_Copies(model.state_dict()), decay=decay, use_warmup=warmup)
+        state = model.state_dict()
+        whole = not any(isinstance(tensor, DTensor) for tensor in state.values())  # else kinds are mixed
+        self.ema = ModelEmaV3(_Copies(state), decay=decay, use_warmup=warmup, foreach=whole)
 
     def update(self, iteration: int) -> None:
         """Take in the weights that an iteration, counted from 0, has left. The first is taken as it is."""

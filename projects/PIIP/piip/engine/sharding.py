@@ -56,35 +56,38 @@ def is_sharded(model: nn.Module) -> bool:
 
 
 def _on_meta(*, family: Any, **options: Any) -> Branch:
-    """A branch without weights, which its file will give."""
+    """A branch without weights."""
     with torch.device("meta"):
-        branch: Branch = (locate(family) if isinstance(family, str) else family)(**options)
+        branch: Branch = _located(family)(**options)
     return branch
 
 
-def _pretrained_on_meta(node: DictConfig | ListConfig) -> None:
-    """Let branches of a config that name pretrained weights be built on the meta device."""
+def _located(target: Any) -> Any:
+    return locate(target) if isinstance(target, str) else target
+
+
+def _branches_on_meta(node: DictConfig | ListConfig, *, pretrained_only: bool) -> None:
+    """Let the branches in a config be built on the meta device."""
     for child in node if isinstance(node, ListConfig) else [node[key] for key in node]:
         if isinstance(child, DictConfig | ListConfig):
-            _pretrained_on_meta(child)
-    if isinstance(node, DictConfig) and node.get("pretrained") is not None and "_target_" in node:
-        node["family"], node["_target_"] = node["_target_"], _on_meta
+            _branches_on_meta(child, pretrained_only=pretrained_only)
+    if isinstance(node, DictConfig) and "_target_" in node:
+        target = _located(node["_target_"])
+        is_branch = isinstance(target, type) and issubclass(target, Branch)
+        if is_branch and not (pretrained_only and node.get("pretrained") is None):
+            node["family"], node["_target_"] = node["_target_"], _on_meta
 
 
 def build_for_sharding(cfg: DictConfig, *, weights_follow: bool = False) -> nn.Module:
-    """The config's model on the CPU, its pretrained branches on the meta device, where they take no memory.
+    """The config's model on the CPU, but for branches whose weights a file gives: those take no memory.
 
     Args:
         cfg: a config.
-        weights_follow: all weights come from a checkpoint: then nothing is built but on the meta device.
+        weights_follow: all weights come from a checkpoint; otherwise those of pretrained branches do.
     """
     model_cfg = cfg.model.copy()
-    if weights_follow:
-        with torch.device("meta"):
-            model: nn.Module = instantiate(model_cfg)
-    else:
-        _pretrained_on_meta(model_cfg)
-        model = instantiate(model_cfg)
+    _branches_on_meta(model_cfg, pretrained_only=not weights_follow)
+    model: nn.Module = instantiate(model_cfg)
     return model
 
 
