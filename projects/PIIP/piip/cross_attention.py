@@ -99,7 +99,8 @@ class DeformableCrossAttention(nn.Module):
         offsets = _linear(self.sampling_offsets, query)
         logits = _linear(self.attention_weights, query)
         with without_autocast(query.device):
-            seen = self._sample(*map(at_least_float32, (value, offsets, logits)), query)
+            wide_value, wide_offsets = at_least_float32(value), at_least_float32(offsets)
+            seen = self._sample(wide_value, wide_offsets, at_least_float32(logits), query)
         return _linear(self.output_proj, seen.to(value.dtype))
 
     def _sample(self, value: Tensor, offsets: Tensor, logits: Tensor, query: Tensor) -> Tensor:
