@@ -136,6 +136,7 @@ def test_attention_precision_under_autocast() -> None:
         for precision in ("float32", "autocast")
     )
     query, feat = torch.randn(2, 6, 5, 64), torch.randn(2, 4, 7, 48)
+    half.load_state_dict(released.state_dict())
     expected = released(query, feat)
     assert torch.equal(half(query, feat), expected)
     seen: dict[str, torch.dtype] = {}

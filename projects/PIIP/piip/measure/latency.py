@@ -84,7 +84,7 @@ class Contender:
         *,
         compiled: bool = False,
     ) -> Contender:
-        """Build the model of a LazyConfig, weights at random, count it, and optimise or compile it if asked."""
+        """Build the model of a LazyConfig, weights at random, count it, optimise or compile it if asked."""
         with build_on_meta():
             cost = detector_cost(load_detector(config_file)).total
         heads = ("neck", "proposal_head", "box_head", "mask_head")
