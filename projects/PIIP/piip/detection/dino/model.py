@@ -128,7 +128,7 @@ class DINO(nn.Module):
         sides = torch.cat(
             [centres.new_full((h * w,), _PROPOSAL_SIZE * 2.0**level) for level, (h, w) in enumerate(shapes)]
         )
-        boxes = torch.cat([centres, sides[:, None].expand(len(centres), -1, 2)], dim=-1)
+        boxes = torch.cat([centres, sides[:, None].expand(centres.shape[0], -1, 2)], dim=-1)
         padding = torch.cat([mask.flatten(1) for mask in masks], dim=1)
         none = padding | ~((boxes > 0.01) & (boxes < 0.99)).all(-1)
         return (boxes / (1 - boxes)).log().masked_fill(none[..., None], math.inf), none
@@ -185,7 +185,7 @@ class DINO(nn.Module):
         encoder_logits = scores.gather(1, best[..., None].expand(-1, -1, self.num_classes))
         box_logits = self.box_branches[-1](chosen) + proposals.gather(1, best[..., None].expand(-1, -1, 4))
 
-        content = self.query_embed.weight[:queries].expand(len(cells), -1, -1)
+        content = self.query_embed.weight[:queries].expand(cells.shape[0], -1, -1)
         start, mask = box_logits.detach(), None
         if denoising is not None:
             labels = self.label_embedding(denoising.labels.clamp(min=0))
