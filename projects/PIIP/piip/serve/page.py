@@ -123,7 +123,9 @@ def build_page(models: Sequence[Model], limits: Limits, examples: Sequence[Path]
                 parts = gr.CheckboxGroup(_parts(first), value=_parts(first), label="draw")
                 button = gr.Button("Analyse", variant="primary")
             with gr.Column(scale=3, min_width=320):
-                picture = gr.Image(label="found", buttons=["download", "fullscreen"], format="png")
+                picture = gr.Image(
+                    label="found", show_label=False, buttons=["download", "fullscreen"], format="png"
+                )
                 found = gr.Dataframe(headers=["class", "score", "box"], label="found", interactive=False)
         rows = gr.Dataframe(
             headers=["part", "sees (px)", "ms", "GFLOPs", "parameters (M)"],
@@ -133,6 +135,7 @@ def build_page(models: Sequence[Model], limits: Limits, examples: Sequence[Path]
         gr.Markdown(_RESPONSES)
         gallery = gr.Gallery(
             label="responses",
+            show_label=False,
             columns=min(len(first.piip.branches) + 1, 5),
             height="auto",
             object_fit="contain",
