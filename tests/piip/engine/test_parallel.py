@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 
 from piip import PIIP
 from piip.branches import Pretrained, ViTBranch
+from piip.engine import sharding
 from piip.engine.checkpoint import Checkpointer
 from piip.engine.config import load_config
 from piip.engine.model import build_model
@@ -27,6 +28,7 @@ from piip.engine.sharded_checkpoint import is_sharded_checkpoint, whole_state
 from piip.engine.sharding import build_for_sharding, fill, load_pretrained_parts, materialise, shard
 from piip.engine.train import Trainer, train
 from piip.quick.shapes import write_split
+from piip.weights.pretrained import read_source
 
 from ..tiny_config import QUICK_SEGMENTOR, REPOSITORY
 from .processes import environment, in_processes
@@ -176,6 +178,13 @@ def pretrained_parts(file: Path) -> tuple[int, dict[str, torch.Tensor]]:
     assert not any(parameter.is_meta for parameter in model.backbone.merge.parameters())
     shard(model, torch.device("cpu"), "float32")
     materialise(model, torch.device("cpu"))
+    files: list[dict[str, torch.Tensor]] = []
+
+    def kept(source: str, *, mmap: bool) -> dict[str, torch.Tensor]:
+        files.append(read_source(source, mmap=mmap))
+        return files[-1]
+
+    sharding.read_source = kept  # type: ignore[attr-defined]
     load_pretrained_parts(model)
     mapped = Path("/proc/self/smaps").read_text().partition(str(file))[2]
     resident = int(mapped.partition("Rss:")[2].split()[0]) * 1024

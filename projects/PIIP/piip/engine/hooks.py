@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from typing import Any
 
 from detectron2.config import instantiate
 from detectron2.engine import default_writers, hooks
@@ -66,6 +67,8 @@ class ShardedCheckpoints(hooks.PeriodicCheckpointer):
 class LiveLine(HookBase):
     """One line on a terminal that says how far training is; elsewhere nothing. Logs are printed above it."""
 
+    _bar: tqdm[Any] | None = None  # training may end before it begins
+
     def before_train(self) -> None:
         self._bar = tqdm(
             total=self.trainer.max_iter,
@@ -81,12 +84,14 @@ class LiveLine(HookBase):
             self._logs.__enter__()
 
     def after_step(self) -> None:
-        if not self._bar.disable:
+        if self._bar is not None and not self._bar.disable:
             loss, _ = self.trainer.storage.latest()["total_loss"]
             self._bar.set_postfix_str(f"loss {loss:.3g}", refresh=False)
             self._bar.update()
 
     def after_train(self) -> None:
+        if self._bar is None:
+            return
         if not self._bar.disable:
             self._logs.__exit__(None, None, None)
         self._bar.close()

@@ -139,6 +139,9 @@ class ShardedCheckpointer(Checkpointer):
         if not is_sharded_checkpoint(path):
             raise ValueError(f"{path} is no whole sharded checkpoint: it has no .metadata")
         everything = checkpointables is None
+        if everything:
+            for group in self.checkpointables["trainer"].optimizer.param_groups:
+                group.setdefault("initial_lr", group["lr"])  # as the scheduler has had it; replaced below
         self.logger.info(f"Loading from {path} ...")
         reader = dcp.FileSystemReader(path)
         state = self._tensors() if everything else {"model": self.model.state_dict()}

@@ -60,7 +60,7 @@ def train(cfg: DictConfig, *, resume: bool = False, restartable: ClassShapes | N
     settings = TrainSettings.of(cfg)
     resume = resume or restarted()
     seed = settings.seed if settings.seed >= 0 else comm.shared_random_seed()
-    seed_all(mix_seed(seed, comm.get_rank()))  # the first weights
+    seed_all(mix_seed(seed, 0))  # the first weights: under FSDP each process keeps a part of the same ones
     goes_on = resume and os.path.exists(os.path.join(cfg.train.output_dir, "last_checkpoint"))
     model, called = prepare_model(
         cfg, settings, weights_follow=goes_on or bool(cfg.train.init_checkpoint and not restartable)
