@@ -166,7 +166,7 @@ class Detector(nn.Module):
 
 def branch_config(source: str | None) -> dict[str, Any]:
     pretrained = {"pretrained": L(Pretrained)(source=source, family="mae")} if source else {}
-    return {"embed_dim": 256, "depth": 4, "num_heads": 4, "pretrain_image_size": 32, **pretrained}
+    return {"embed_dim": 512, "depth": 2, "num_heads": 4, "pretrain_image_size": 32, **pretrained}
 
 
 def pretrained_parts(file: Path) -> tuple[int, dict[str, torch.Tensor]]:
