@@ -54,7 +54,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not weights:
         parser.error("no weights: give --weights, or set train.init_checkpoint in the config")
     model = load_exportable(cfg, weights)
-    images = read_images(cfg, args.images, args.number, input_format=model.input_format)
+    images = read_images(
+        cfg, args.images, args.number, input_format=model.input_format, largest=model.largest
+    )
     write(model, trace(model), args.format, args.output)
     print(f"wrote {args.output}, {args.output.stat().st_size / 2**20:.1f} MB; comparing")
     report = check(model, load(model, args.format, args.output), images)

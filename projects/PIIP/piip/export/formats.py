@@ -44,9 +44,12 @@ def trace(model: Exportable) -> ExportedProgram:
         raise blame(model.module, error) from error
     name = program.graph_signature.user_inputs[0]
     shape = next(node for node in program.graph.nodes if node.name == name).meta["val"].shape
+    symbols = {str(symbol) for symbol in program.range_constraints}
     for axis in free:
-        if isinstance(shape[axis], int):
-            raise ExportError(f"the graph would hold for a {_AXES[axis]} of {shape[axis]} only")
+        # a size that some operator asked for as a number stays a symbol, but leaves the free ones
+        if str(shape[axis]) not in symbols:
+            size = model.example().shape[axis]
+            raise ExportError(f"the graph would hold for a {_AXES[axis]} of {size} only")
     return program
 
 

@@ -43,7 +43,9 @@ def own_size(images: Tensor) -> Size:
     return images.shape[2], images.shape[3]
 
 
-def read_images(cfg: DictConfig, names: Sequence[str], number: int, *, input_format: str) -> list[Tensor]:
+def read_images(
+    cfg: DictConfig, names: Sequence[str], number: int, *, input_format: str, largest: int | None = None
+) -> list[Tensor]:
     """Images as a config's model gets them in evaluation.
 
     Every fourth is stretched by an eighth in height and a quarter in width: an export must hold for more than
@@ -54,6 +56,7 @@ def read_images(cfg: DictConfig, names: Sequence[str], number: int, *, input_for
         names: files, folders and globs to take instead of the test set's.
         number: how many, at most.
         input_format: "RGB" or "BGR".
+        largest: side that no image is stretched beyond, in pixels; None for no limit.
 
     Returns:
         Each ``(3, H, W)``, 8 bits.
@@ -67,7 +70,7 @@ def read_images(cfg: DictConfig, names: Sequence[str], number: int, *, input_for
         image = torch.from_numpy(np.ascontiguousarray(pixels.image.transpose(2, 0, 1)))
         if index % 4 == 3:
             height, width = image.shape[1:]
-            size = (height * 9 // 8, width * 5 // 4)
+            size = [min(n, largest or n) for n in (height * 9 // 8, width * 5 // 4)]
             image = F.interpolate(image[None].float(), size, mode="bilinear")[0].to(torch.uint8)
         images.append(image)
     return images
@@ -77,7 +80,9 @@ def _test_files(cfg: DictConfig) -> list[str]:
     dataset = cfg.dataloader.test.dataset
     if "names" in dataset:
         return [entry["file_name"] for entry in instantiate(dataset)]
-    return [str(file) for file in sorted(Path(dataset.root).rglob("*")) if file.suffix in IMAGE_SUFFIXES]
+    return [
+        str(file) for file in sorted(Path(dataset.root).rglob("*")) if file.suffix.lower() in IMAGE_SUFFIXES
+    ]
 
 
 def _resizing(cfg: DictConfig) -> T.AugmentationList:

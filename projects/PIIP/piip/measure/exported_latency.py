@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +37,7 @@ def compare_exported(
     """
     contenders: dict[str, Callable[[Tensor], Any]] = {"PyTorch eager": model.reference}
     prepared: dict[str, tuple[float | None, float | None]] = {"PyTorch eager": (None, None)}
-    compiled = torch.compile(model.module)
-    contenders["PyTorch compiled"] = lambda image: compiled(image[None].float())
+    contenders["PyTorch compiled"] = partial(_on_one, torch.compile(model.module))
     start = time.perf_counter()
     program = trace(model)
     traced = time.perf_counter() - start
@@ -47,7 +47,7 @@ def compare_exported(
         write(model, program, kind, path)
         run = load(model, kind, path)
         name = {"torch-export": "torch.export", "onnx": "ONNX Runtime", "aotinductor": "AOTInductor"}[kind]
-        contenders[name] = lambda image, run=run: run(image[None].float())
+        contenders[name] = partial(_on_one, run)
         prepared[name] = (traced + time.perf_counter() - start, path.stat().st_size / 2**20)
     start = time.perf_counter()
     with torch.inference_mode():
@@ -66,6 +66,10 @@ def compare_exported(
         }
         for name, values in times.items()
     ]
+
+
+def _on_one(run: Callable[[Tensor], Any], image: Tensor) -> Any:
+    return run(image[None].float())
 
 
 @torch.inference_mode()
