@@ -9,7 +9,7 @@ DETECTRON2_COMMIT := 02b5c4e295e990042a714712c21dc79b731e8833
 DETECTRON2 ?= git+https://github.com/facebookresearch/detectron2.git@$(DETECTRON2_COMMIT)
 
 .DELETE_ON_ERROR:
-.PHONY: help setup check-detectron2 demo demo-segmentation test browser docs check-cuda sanitize bench tables zoo-check lint format
+.PHONY: help setup check-detectron2 demo demo-segmentation demo-multimodal test browser docs check-cuda sanitize bench tables zoo-check lint format
 
 help: ## List the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -61,8 +61,16 @@ demo-segmentation: setup ## Train a small PIIP UPerNet on the CPU, evaluate it, 
 	$(BIN)/python tools/demo.py --config-file $(SEGMENTATION_CONFIG) \
 	    --weights outputs/demo-segmentation/model_final.pth --input "$${DETECTRON2_DATASETS:-datasets}/shapes/val" \
 	    --output outputs/demo-segmentation/pictures
+
+demo-multimodal: setup ## Train a small PIIP-LLaVA to answer questions about drawn images, and ask it
+	$(BIN)/python tools/make_questions.py
+	$(BIN)/python tools/train_multimodal.py --config-file configs/multimodal/questions.yaml
+	$(BIN)/python tools/ask.py --model outputs/demo-multimodal --template short \
+	    --data datasets/questions/val.json --images datasets/questions
+	$(BIN)/python tools/ask.py --model outputs/demo-multimodal --template short \
+	    --image datasets/questions/val/000000.png "how many discs?" "how many squares?" "how many triangles?"
 # What Detectron2's own imports warn of would drown the lines that matter.
-demo demo-segmentation: export PYTHONWARNINGS := ignore
+demo demo-segmentation demo-multimodal: export PYTHONWARNINGS := ignore
 
 # One process a core and one thread each: most tests are too small for two threads to help them.
 test: setup ## All tests

@@ -1,11 +1,13 @@
 #!/usr/bin/env python
-"""Convert a released PIIP detector or segmentor to a Detectron2 checkpoint, or back.
+"""Convert a released PIIP detector or segmentor to Detectron2, a PIIP-LLaVA to transformers, or back.
 
 tools/convert_checkpoint.py IN OUT --config-file CONFIG [--to-official] [key=value ...]
+tools/convert_checkpoint.py FOLDER OUT [--tower NAME] [--to-official]
 """
 
 import argparse
 from collections.abc import Sequence
+from pathlib import Path
 
 from piip.engine.command_line import argument_parser, tool
 
@@ -17,6 +19,7 @@ Examples:
                        --config-file configs/COCO/mask_rcnn_piip_tsb_1120_896_448_1x.py
     and back       %(prog)s tsb.safetensors released.pth --to-official \\
                        --config-file configs/COCO/mask_rcnn_piip_tsb_1120_896_448_1x.py
+    PIIP-LLaVA     %(prog)s piip-llava_clip-bl_512-256_7B piip-llava
 """
 
 
@@ -24,9 +27,14 @@ Examples:
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line."""
     parser = argument_parser(epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("source", metavar="IN", help="checkpoint to convert, a path or a URL")
-    parser.add_argument("target", metavar="OUT", help=".safetensors or .pth file to write")
-    parser.add_argument("--config-file", metavar="CONFIG", required=True, help="LazyConfig of the model")
+    parser.add_argument(
+        "source", metavar="IN", help="checkpoint to convert, a path or a URL; of a PIIP-LLaVA its folder"
+    )
+    parser.add_argument("target", metavar="OUT", help=".safetensors or .pth file to write, or a folder")
+    parser.add_argument("--config-file", metavar="CONFIG", help="LazyConfig of the model")
+    parser.add_argument(
+        "--tower", metavar="NAME", help="the released PIIP-LLaVA, where its config does not say"
+    )
     parser.add_argument(
         "--to-official", action="store_true", help="from Detectron2's names to the released ones"
     )
@@ -34,6 +42,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
 
     # imported here: --help needs none of it
+    if Path(args.source).is_dir():
+        from piip.multimodal.convert import convert_folder
+
+        options = {"tower": args.tower, "to_official": args.to_official}
+        print("\n".join(convert_folder(args.source, args.target, **options)))
+        return
+    if args.config_file is None:
+        raise ValueError(f"--config-file is missing: {args.source} is no folder of a PIIP-LLaVA")
     from piip.engine.config import load_config
     from piip.engine.convert import convert_checkpoint
 

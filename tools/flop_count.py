@@ -13,6 +13,7 @@ from typing import Any
 
 from piip.engine.command_line import argument_parser, tool
 from piip.flops import FORMATS, build_on_meta, format_report, format_rows
+from piip.flops.llava_table import reproduce_llava
 from piip.flops.tables import TABLES, reproduce
 
 EPILOG = """
@@ -24,6 +25,7 @@ Examples:
     what if                  %(prog)s --config-file CONFIG --branches sbl --resolutions 1120/672/448 \\
                                  model.backbone.piip.num_interactions=6
     a published table        %(prog)s --reproduce main --format markdown
+    vision towers            %(prog)s --reproduce llava
 """
 COLUMNS = (
     "model",
@@ -40,6 +42,10 @@ COLUMNS = (
 NOTE = """\
 gflops, params_m: accounting 'published'. gflops_actual, params_m_actual: accounting 'actual'; operations to
 the merged map (of a single transformer: its deconvolution stack), parameters with that stack. One image."""
+LLAVA = "llava"
+LLAVA_NOTE = """\
+Vision towers. gflops and its parts: accounting 'published', which takes the stride of ConvNeXt's first stage
+for all interactions and leaves out some norms; gflops_actual and its parts: what runs. One image."""
 
 
 @tool
@@ -48,7 +54,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argument_parser(epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter)
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--config-file", metavar="CONFIG", help="LazyConfig of a detector")
-    what.add_argument("--reproduce", metavar="TABLE", help=f"a published table: {', '.join(TABLES)}")
+    what.add_argument(
+        "--reproduce", metavar="TABLE", help=f"a published table: {', '.join((*TABLES, LLAVA))}"
+    )
     parser.add_argument("--accounting", default="actual", help="actual (default) or published")
     parser.add_argument("--input-size", nargs=2, type=int, metavar=("HEIGHT", "WIDTH"), help="in pixels")
     parser.add_argument(
@@ -80,13 +88,16 @@ def report(args: argparse.Namespace) -> str:
 def table(args: argparse.Namespace) -> str:
     """A published table, reproduced, as text."""
     rows = []
-    for row in reproduce(args.reproduce):
+    of_towers = args.reproduce == LLAVA
+    for row in reproduce_llava() if of_towers else reproduce(args.reproduce):
         print(f"counted {row['model']} {row['resolution']}", file=sys.stderr)
         rows.append(row)
     if args.format == "json":
         return json.dumps({"table": args.reproduce, "rows": rows}, indent=2)
-    text = format_rows([{key: row[key] for key in COLUMNS} for row in rows], args.format)
-    return text if args.format == "csv" else "\n".join([text, "", NOTE, *readings(rows)])
+    columns = list(rows[0]) if of_towers else COLUMNS
+    text = format_rows([{key: row[key] for key in columns} for row in rows], args.format)
+    note = LLAVA_NOTE if of_towers else NOTE
+    return text if args.format == "csv" else "\n".join([text, "", note, *readings(rows)])
 
 
 def readings(rows: list[dict[str, Any]]) -> list[str]:

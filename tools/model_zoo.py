@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""List the published detectors and segmentors, or check every row of the lists against its config.
+"""List the published models, or check every row of a detector or segmentor against its config.
 
 tools/model_zoo.py [--check]
 """
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from piip.engine.command_line import argument_parser, tool
-from piip.weights import segmentation_zoo
+from piip.weights import multimodal_zoo, segmentation_zoo
 from piip.weights.model_zoo import RELEASED, markdown_table
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
@@ -18,10 +18,11 @@ CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 @tool
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the table, or the check's findings; status 1 where a row is wrong."""
-    parser = argument_parser(description="Lists the published detectors and segmentors as Markdown tables.")
+    parser = argument_parser(description="Lists the published models as Markdown tables.")
     parser.add_argument("--check", action="store_true", help="build each config and compare it with its row")
     if not parser.parse_args(argv).check:
-        print(f"{markdown_table()}\n\n{segmentation_zoo.markdown_table()}")
+        tables = (markdown_table(), segmentation_zoo.markdown_table(), multimodal_zoo.markdown_table())
+        print("\n\n".join(tables))
         return 0
     # these need Detectron2, which the list does not
     from piip.measure.segmentation_zoo_check import check_segmentor

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 Family = Literal[
-    "deit", "deit3", "augreg", "mae", "dinov2", "internvit", "beitv2", "uni_perceiver", "convnext"
+    "deit", "deit3", "augreg", "mae", "dinov2", "internvit", "beitv2", "uni_perceiver", "convnext", "clip"
 ]
 """Families of published weights, which differ in names, layouts and what they leave out."""
 
@@ -21,7 +21,8 @@ class Pretrained:
     """Weights that a branch starts training from; :func:`piip.weights.pretrained.load_pretrained` loads them.
 
     Attributes:
-        source: ``timm:`` and a timm name with its tag, a URL, or a path.
+        source: ``timm:`` and a timm name with its tag, ``hf:`` and a name on the Hugging Face hub, a URL, or
+            a path.
         family: whose they are. It is named because a file does not always tell.
 
     Raises:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..numerics import at_least_float32
 from .base import Branch, Pretrained
 
-__all__ = ["ACTIVATIONS", "CLIPBranch"]
+__all__ = ["ACTIVATIONS", "CLIPBranch", "CLIPLayer"]
 
 
 def _quick_gelu(x: Tensor) -> Tensor:
@@ -77,7 +77,7 @@ class _MLP(nn.Module):
         return out
 
 
-class _Layer(nn.Module):
+class CLIPLayer(nn.Module):
     """A layer of CLIP on a map ``(B, h, w, C)``; attention is over the whole map."""
 
     def __init__(self, dim: int, hidden_dim: int, num_heads: int, eps: float, activation: str) -> None:
@@ -172,7 +172,7 @@ class CLIPBranch(Branch):
         self.embeddings = _Embeddings(hidden_size, grid, patch_size)
         self.pre_layrnorm = nn.LayerNorm(hidden_size, eps=layer_norm_eps)  # as CLIP's checkpoints spell it
         self.blocks = nn.ModuleList(
-            _Layer(hidden_size, intermediate_size, num_heads, layer_norm_eps, hidden_act)
+            CLIPLayer(hidden_size, intermediate_size, num_heads, layer_norm_eps, hidden_act)
             for _ in range(num_layers)
         )
         # in every checkpoint, and used by nothing: kept so that they fit, frozen

@@ -24,6 +24,7 @@ _HOW_TO_INSTALL = (
     "which `make setup` builds (README)"
 )
 _OF_EXPORT = {"onnx", "onnxruntime", "onnxscript"}
+_OF_MULTIMODAL = {"accelerate", "tokenizers", "transformers"}
 
 
 def argument_parser(
@@ -43,6 +44,8 @@ def user_error(error: BaseException) -> str:
             return f"error: {error.name} is not installed: {_HOW_TO_INSTALL}"
         if library in _OF_EXPORT:
             return f"error: {library} is not installed: export to ONNX needs pip install 'piip[export]'"
+        if library in _OF_MULTIMODAL:
+            return f"error: {library} is not installed: pip install 'piip[multimodal]'"
     text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
     return f"error: {' '.join(text.split()) or type(error).__name__}"
 

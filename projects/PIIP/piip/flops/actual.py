@@ -48,6 +48,9 @@ _BLOCK_PARTS = {
     "norm2": "mlp",
     "mlp": "mlp",
     "ls2": "mlp",
+    "layer_norm1": "attention_projections",  # from here on by CLIP's names
+    "self_attn": "attention_projections",
+    "layer_norm2": "mlp",
 }
 _INJECTOR_PARTS = {"proj": "projection", "ffn": "ffn", "ffn_norm": "ffn", "cffn_gamma": "ffn"}
 
@@ -59,7 +62,7 @@ def transformer_part(name: Sequence[str], operator: str | None) -> str:
     """
     if name[:1] != ["blocks"]:
         return "patch_embed" if name and "embed" in name[0] else "other"
-    if name[2:3] == ["attn"] and operator in _PRODUCTS:
+    if name[2:3] in (["attn"], ["self_attn"]) and operator in _PRODUCTS:
         return "attention_products"
     return _BLOCK_PARTS.get(name[2], "blocks") if len(name) > 2 else "blocks"
 
@@ -187,7 +190,8 @@ class _EveryMap(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         if isinstance(self.body, PIIP):
-            return tuple(self.body.forward_pyramid(x))
+            maps = self.body.forward_branches if self.body.merge is None else self.body.forward_pyramid
+            return tuple(maps(x))
         return tuple(self.body(x).values())
 
 
@@ -195,6 +199,8 @@ def actual_cost(
     piip: PIIP, input_size: tuple[int, int] | None = None, *, pyramid: DeconvPyramid | None = None
 ) -> Report:
     """Count what a PIIP runs, from the image to the merged map, and to those of tapped stages.
+
+    Where it merges nothing, to the last maps of its branches.
 
     Args:
         piip: on the meta device.

@@ -27,7 +27,7 @@ from .actual import (
 )
 from .report import Part, Report
 
-__all__ = ["published_cost"]
+__all__ = ["extend", "injector_cost", "published_cost"]
 
 _CLASSES = 1000
 
@@ -57,8 +57,13 @@ def _branch(branch: ViTBranch, stages: Sequence[Shape], shape: Shape) -> Part:
     return part
 
 
-def _injector(injector: Injector, queries: int, dim: int, feats: int, feat_dim: int) -> Part:
-    """``queries`` tokens of ``dim`` channels look at ``feats`` tokens of ``feat_dim`` channels."""
+def injector_cost(
+    injector: Injector, queries: int, dim: int, feats: int, feat_dim: int, sampled: int | None = None
+) -> Part:
+    """``queries`` tokens of ``dim`` channels look at ``feats`` tokens of ``feat_dim`` channels.
+
+    ``sampled`` is for how many queries sampling is charged, None for all there are.
+    """
     part = Part()
     if isinstance(injector.proj, nn.Linear):
         part.add(("projection",), macs=feats * feat_dim * dim)
@@ -70,7 +75,7 @@ def _injector(injector: Injector, queries: int, dim: int, feats: int, feat_dim: 
         points = attention.num_heads * attention.num_points
         value_dim = attention.value_proj.out_features
         macs = 3 * points * queries * dim + feats * feat_dim * value_dim + queries * value_dim * dim
-        macs += 5 * attention.num_points * queries * dim
+        macs += 5 * attention.num_points * (sampled or queries) * dim
         part.add(("deformable_attention",), macs=norms + macs)
     elif isinstance(attention, RegularCrossAttention):
         macs = 2 * queries * dim**2 + 2 * feats * feat_dim * dim + 2 * queries * feats * dim
@@ -107,7 +112,7 @@ def published_cost(piip: PIIP, input_size: tuple[int, int] | None = None) -> Rep
                 f"branch {number} is a {type(branch).__name__}: published accounting has no rule for it, "
                 "count the actual cost"
             )
-        _extend(total, (f"branch{number}",), _branch(branch, piip.stages[number - 1], shape))
+        extend(total, (f"branch{number}",), _branch(branch, piip.stages[number - 1], shape))
 
     tokens = [height * width for height, width in shapes]
     dims = piip.stage_channels(piip.num_stages - 1)
@@ -119,8 +124,8 @@ def published_cost(piip: PIIP, input_size: tuple[int, int] | None = None) -> Rep
                 (unit.small_to_large, b - 1, a - 1),
             ):
                 if injector is not None:
-                    cost = _injector(injector, tokens[query], dims[query], tokens[feat], dims[feat])
-                    _extend(total, ("interactions", f"unit_{a}_{b}"), cost)
+                    cost = injector_cost(injector, tokens[query], dims[query], tokens[feat], dims[feat])
+                    extend(total, ("interactions", f"unit_{a}_{b}"), cost)
     locate = piip_locator(piip)
     for name, parameter in piip.named_parameters():
         if name.startswith("interactions."):
@@ -145,7 +150,7 @@ def published_cost(piip: PIIP, input_size: tuple[int, int] | None = None) -> Rep
     return Report("published", size, total)
 
 
-def _extend(total: Part, path: tuple[str, ...], part: Part) -> None:
+def extend(total: Part, path: tuple[str, ...], part: Part) -> None:
     """Add the leaves of ``part`` below ``path``."""
     for below, leaf in part.walk():
         if not leaf.parts:

@@ -104,11 +104,13 @@ class PIIPLlavaConfig(LlavaConfig):
         vision_config: a :class:`PIIPVisionConfig`, or what is in one.
         text_config: that of any language model that LLaVA takes; by default Llama's.
         projector_norm: "gn" or "ln", see :class:`piip.multimodal.tower.TwoBranchProjector`.
+        published: of a converted release, what its configuration says beside the language model's settings.
     """
 
     model_type = "piip_llava"
 
     projector_norm: str = "gn"
+    published: dict[str, Any] | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
         if getattr(self, "vision_config", None) is None:

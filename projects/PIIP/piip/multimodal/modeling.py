@@ -110,6 +110,28 @@ class PIIPLlavaModel(LlavaModel):
         self.language_model = AutoModel.from_config(config.text_config)
         self.post_init()
 
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """LLaVA's; in training a text without images runs the tower, too, on a blank one that no token shows.
+
+        Processes that train together wait for one another's gradients, so each has to have some.
+        """
+        if self.training and pixel_values is None and input_ids is not None:
+            size = self.config.vision_config.image_size
+            blank = torch.zeros(1, 3, size, size, device=input_ids.device)
+            (unseen,) = self.get_image_features(blank).pooler_output
+            inputs_embeds = self.get_input_embeddings()(input_ids)
+            inputs_embeds = inputs_embeds + 0 * unseen.sum().to(inputs_embeds.dtype)
+            input_ids = None
+        return super().forward(
+            input_ids=input_ids, pixel_values=pixel_values, inputs_embeds=inputs_embeds, **kwargs
+        )
+
 
 class PIIPLlavaForConditionalGeneration(LlavaForConditionalGeneration):
     """LLaVA whose tower is a :class:`PIIPVisionModel`; all of LLaVA's methods."""

@@ -12,8 +12,8 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from .shapes import CLASSES as OUTLINES
-from .shapes import Image, background, coverage_of
+from .drawing import CLASSES as OUTLINES
+from .drawing import Image, background, coverage_of
 
 __all__ = ["CLASSES", "FILLS", "draw", "write_split"]
 

@@ -9,20 +9,18 @@ little outline, by typical hue.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
-import numpy.typing as npt
 from pycocotools import mask as coco_mask
 
 from ..detection.data import register_coco
 from ..engine.data import dataset_root
 from ..segmentation.data import register_folders
+from .drawing import CLASSES, Image, Mask, background, coverage_of, texture
 
-CLASSES: tuple[str, ...] = ("disc", "square", "triangle", "star", "ring", "cross")
 _COLOURS = (
     (230, 60, 60),
     (60, 180, 75),
@@ -38,80 +36,6 @@ _BACKGROUND_COLOUR = (128, 128, 128)
 
 MIN_EXTENT = 8  # pixels: the larger side of the smallest object
 _MIN_VISIBLE = 0.7  # an object is never hidden beyond this fraction of its own pixels
-_SUPERSAMPLING = 4
-
-Image = npt.NDArray[np.uint8]
-Mask = npt.NDArray[np.bool_]
-
-
-def _polygon(radii: Sequence[float], phase: float = 0.0) -> npt.NDArray[np.float64]:
-    """(N, 2) corners at equal angles and the given radii, the first at `phase` radians from the top."""
-    angles = phase - np.pi / 2 + 2 * np.pi * np.arange(len(radii)) / len(radii)
-    return np.stack([np.cos(angles), np.sin(angles)], axis=1) * np.asarray(radii)[:, None]
-
-
-_ARM = 0.32  # half the width of the cross's arms
-_OUTLINES: dict[str, list[npt.NDArray[np.float64]]] = {
-    "disc": [_polygon([1.0] * 48)],
-    "square": [_polygon([1.0] * 4, np.pi / 4)],
-    "triangle": [_polygon([1.0] * 3)],
-    "star": [_polygon([1.0, 0.42] * 5)],
-    "ring": [_polygon([1.0] * 48), _polygon([0.5] * 48)],  # the second outline is the hole
-    "cross": [
-        np.array(
-            [
-                (-_ARM, -1), (_ARM, -1), (_ARM, -_ARM), (1, -_ARM), (1, _ARM), (_ARM, _ARM),
-                (_ARM, 1), (-_ARM, 1), (-_ARM, _ARM), (-1, _ARM), (-1, -_ARM), (-_ARM, -_ARM),
-            ]
-        )
-    ],
-}  # fmt: skip
-
-
-def coverage_of(
-    label: int, extent: float, center: tuple[float, float], angle: float, size: int
-) -> npt.NDArray[np.float32]:
-    """(size, size) share of each pixel that a shape covers, in [0, 1].
-
-    `extent` is the larger side of its box and `center` the middle of that box (x, y), in pixels; `angle` in
-    radians.
-    """
-    cos, sin = np.cos(angle), np.sin(angle)
-    outlines = [outline @ np.array([(cos, sin), (-sin, cos)]) for outline in _OUTLINES[CLASSES[label]]]
-    low, high = outlines[0].min(axis=0), outlines[0].max(axis=0)
-    scale = extent / (high - low).max()
-    corners = [(outline - (low + high) / 2) * scale + np.asarray(center) for outline in outlines]
-    x0, y0 = np.clip(np.floor(corners[0].min(axis=0)).astype(int), 0, size - 1)
-    x1, y1 = np.clip(np.ceil(corners[0].max(axis=0)).astype(int) + 1, 1, size)
-    fine = np.zeros(((y1 - y0) * _SUPERSAMPLING, (x1 - x0) * _SUPERSAMPLING), np.uint8)
-    cv2.fillPoly(fine, [np.round((c - (x0, y0)) * _SUPERSAMPLING).astype(np.int32) for c in corners], 255)
-    coverage = np.zeros((size, size), np.float32)
-    coverage[y0:y1, x0:x1] = cv2.resize(fine, (x1 - x0, y1 - y0), interpolation=cv2.INTER_AREA)
-    coverage /= 255
-    return coverage
-
-
-def background(rng: np.random.Generator, size: int) -> npt.NDArray[np.float32]:
-    """(size, size, 3) smooth blotches, nearly grey, because hue is what tells small objects apart."""
-    cells = int(rng.integers(2, 6))
-    blotches = rng.uniform(30, 225, (cells, cells, 1)) + rng.uniform(-20, 20, (cells, cells, 3))
-    return np.asarray(cv2.resize(blotches.astype(np.float32), (size, size), interpolation=cv2.INTER_CUBIC))
-
-
-def _texture(
-    rng: np.random.Generator, label: int, behind: npt.NDArray[np.float32], size: int
-) -> npt.NDArray[np.float32]:
-    """(size, size, 3) stripes of a hue typical of the class, at least 60 grey levels from `behind` (3,)."""
-    while True:
-        hue = (label + rng.normal(0, 0.15)) * 180 / len(CLASSES) % 180  # OpenCV's hues end at 180
-        hsv = np.array([[[hue, rng.uniform(120, 255), rng.uniform(100, 255)]]]).astype(np.uint8)
-        colour = cv2.cvtColor(hsv, cv2.COLOR_HSV2BGR)[0, 0].astype(np.float32)
-        if np.abs(colour - behind).max() >= 60:
-            break
-    angle, period = rng.uniform(0, np.pi), rng.uniform(6, 24)
-    ys, xs = np.mgrid[:size, :size].astype(np.float32)
-    wave = np.sin((xs * np.cos(angle) + ys * np.sin(angle)) * (2 * np.pi / period))
-    return colour + (rng.uniform(0, 25) * wave)[..., None].astype(np.float32)
 
 
 def _plan(rng: np.random.Generator, size: int) -> list[tuple[int, float, tuple[float, float]]]:
@@ -162,15 +86,15 @@ def draw_scene(rng: np.random.Generator, size: int) -> tuple[Image, list[Mask], 
     labels: list[int] = []
     full_areas: list[int] = []
     for label, extent, center in _plan(rng, size):
-        coverage = coverage_of(label, extent, center, rng.uniform(-0.35, 0.35), size)
-        mask = coverage >= 0.5
+        cover = coverage_of(label, extent, center, rng.uniform(-0.35, 0.35), size)
+        mask = cover >= 0.5
         covered = [visible & ~mask for visible in masks]
         if not mask.any() or any(
             visible.sum() < _MIN_VISIBLE * area for visible, area in zip(covered, full_areas, strict=True)
         ):
             continue
-        texture = _texture(rng, label, image[mask].mean(axis=0), size)
-        image += coverage[..., None] * (texture - image)
+        paint = texture(rng, label, image[mask].mean(axis=0), size)
+        image += cover[..., None] * (paint - image)
         masks = [*covered, mask]
         labels.append(label)
         full_areas.append(int(mask.sum()))

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .official_detector import convert_detector, to_official_detector
 from .official_dino import convert_dino_detector, to_official_dino_detector
+from .official_llava import convert_llava, to_official_llava
 from .official_segmentor import convert_segmentor, to_official_segmentor
 
 __all__ = ["ReleasedFormat", "own_format", "published_format"]
@@ -36,6 +37,13 @@ class ReleasedFormat:
 
 
 _FORMATS = (
+    ReleasedFormat(
+        "PIIP-LLaVA",
+        ("model.mm_projector.", "model.vision_tower.vision_tower."),
+        ("model.multi_modal_projector.", "model.vision_tower.tower."),
+        convert_llava,
+        to_official_llava,
+    ),
     ReleasedFormat(
         "DINO detector",
         ("bbox_head.transformer.",),

@@ -8,7 +8,16 @@ from typing import Any
 
 from ..backbone import Stage, split_stages
 
-__all__ = ["BRANCH_MODELS", "RELEASED", "ReleasedLlava", "find", "has_pre_logits", "published_model"]
+__all__ = [
+    "BENCHMARKS",
+    "BRANCH_MODELS",
+    "RELEASED",
+    "ReleasedLlava",
+    "find",
+    "has_pre_logits",
+    "markdown_table",
+    "published_model",
+]
 
 _LARGE = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16}
 _BASE = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
@@ -50,6 +59,8 @@ class ReleasedLlava:
         language_model: the size of its Vicuna 1.5, "7B" or "13B".
         tokens: of an image, for the language model.
         gflops_published: multiply-adds of the tower in 1e9, as published.
+        gflops: the same, as they are.
+        params_m: parameters of the tower in millions.
         scores: published, in the order of :data:`BENCHMARKS`, their mean last.
     """
 
@@ -61,6 +72,8 @@ class ReleasedLlava:
     language_model: str
     tokens: int
     gflops_published: int
+    gflops: float
+    params_m: float
     scores: tuple[float, ...]
 
     @property
@@ -92,6 +105,8 @@ def _row(
     image_sizes: tuple[int, int],
     num_interactions: int,
     gflops_published: int,
+    gflops: float,
+    params_m: float,
     *scores: float,
 ) -> ReleasedLlava:
     stride = _STRIDES[branches[1]]
@@ -104,6 +119,8 @@ def _row(
         language_model=name.rpartition("_")[2],
         tokens=(image_sizes[1] // stride) ** 2,
         gflops_published=gflops_published,
+        gflops=gflops,
+        params_m=params_m,
         scores=scores,
     )
 
@@ -119,23 +136,23 @@ _CB_224, _CB_336 = (_CLIP_L_224, _CONVNEXT_B), (_CLIP_L_336, _CONVNEXT_B)
 _CL_336 = (_CLIP_L_336, _CONVNEXT_L)
 # fmt: off
 RELEASED: tuple[ReleasedLlava, ...] = (
-    _row("piip-llava_clip-bl_512-256_7B", _BL_224, (256, 512), 2, 193,
+    _row("piip-llava_clip-bl_512-256_7B", _BL_224, (256, 512), 2, 193, 193.6, 397.90,
          63.8, 32.0, 57.9, 68.8, 62.8, 79.1, 67.3, 86.5, 64.8),
-    _row("piip-llava_convnext-b_clip-l_640-224_7B", _CB_224, (224, 640), 2, 191,
+    _row("piip-llava_convnext-b_clip-l_640-224_7B", _CB_224, (224, 640), 2, 191, 191.3, 399.87,
          64.5, 31.9, 59.0, 68.3, 62.1, 79.9, 67.5, 86.5, 65.0),
-    _row("piip-llava_clip-bl_512-448_7B", _BL_336, (448, 512), 12, 422,
+    _row("piip-llava_clip-bl_512-448_7B", _BL_336, (448, 512), 12, 422, 422.5, 442.16,
          66.2, 30.5, 59.5, 68.0, 63.7, 80.3, 69.0, 87.3, 65.6),
-    _row("piip-llava_clip-bl_512-448_13B", _BL_336, (448, 512), 12, 422,
+    _row("piip-llava_clip-bl_512-448_13B", _BL_336, (448, 512), 12, 422, 422.5, 442.16,
          67.6, 36.1, 61.6, 71.0, 64.5, 81.2, 69.5, 87.2, 67.3),
-    _row("piip-llava_convnext-b_clip-l_1024-336_7B", _CB_336, (336, 1024), 12, 598,
+    _row("piip-llava_convnext-b_clip-l_1024-336_7B", _CB_336, (336, 1024), 12, 598, 590.8, 431.33,
          67.5, 31.5, 63.1, 68.1, 62.7, 81.1, 69.0, 87.9, 66.4),
-    _row("piip-llava_convnext-b_clip-l_1024-336_13B", _CB_336, (336, 1024), 24, 598,
+    _row("piip-llava_convnext-b_clip-l_1024-336_13B", _CB_336, (336, 1024), 24, 598, 716.9, 471.54,
          68.5, 37.7, 64.2, 71.1, 64.2, 81.8, 69.3, 87.9, 68.0),
-    _row("piip-llava_convnext-l_clip-l_1024-336_7B", _CL_336, (336, 1024), 12, 1037,
+    _row("piip-llava_convnext-l_clip-l_1024-336_7B", _CL_336, (336, 1024), 12, 1037, 1026.5, 555.68,
          67.0, 31.4, 67.1, 68.3, 63.9, 81.5, 69.4, 88.2, 67.1),
-    _row("piip-llava_convnext-l_clip-l_1024-336_13B", _CL_336, (336, 1024), 24, 1037,
+    _row("piip-llava_convnext-l_clip-l_1024-336_13B", _CL_336, (336, 1024), 24, 1037, 1191.1, 609.21,
          66.5, 36.8, 69.2, 69.8, 65.2, 82.5, 70.5, 87.6, 68.5),
-    _row("piip-llava-plus_convnext-l_clip-l_1024-336_7B", _CL_336, (336, 1024), 12, 1037,
+    _row("piip-llava-plus_convnext-l_clip-l_1024-336_7B", _CL_336, (336, 1024), 12, 1037, 1026.5, 555.68,
          74.5, 44.7, 73.0, 95.0, 62.9, 82.3, 72.1, 87.5, 74.0),
 )
 # fmt: on
@@ -194,3 +211,29 @@ def published_model(released: ReleasedLlava) -> dict[str, Any]:
             "dim2": released.dims[1],
         },
     }
+
+
+def markdown_table() -> str:
+    """The table of the project page."""
+    columns = [
+        "towers",
+        "image sizes",
+        "language model",
+        "tower params (M)",
+        "tower GFLOPs published / actual",
+    ]
+    columns += [*BENCHMARKS, "mean", "weights"]
+    rows = [f"| {' | '.join(columns)} |", f"|---|---|---|{'--:|' * (len(columns) - 4)}---|"]
+    for r in RELEASED:
+        model = f"{r.model} (Plus)" if "plus" in r.name else r.model
+        cells = [
+            model,
+            "/".join(str(size) for size in reversed(r.image_sizes)),
+            f"Vicuna 1.5 {r.language_model}",
+            f"{r.params_m:.1f}",
+            f"{r.gflops_published} / {r.gflops:.0f}",
+            *(f"{score:.1f}" for score in r.scores),
+            f"`{r.name}`",
+        ]
+        rows.append(f"| {' | '.join(cells)} |")
+    return "\n".join(rows)

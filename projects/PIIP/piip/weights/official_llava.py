@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
 from torch import Tensor
 
 from .renaming import Pair, invert, rename_all
 
-__all__ = ["convert_projector", "convert_tower", "to_official_projector", "to_official_tower"]
+__all__ = [
+    "convert_llava",
+    "convert_projector",
+    "convert_tower",
+    "to_official_llava",
+    "to_official_projector",
+    "to_official_tower",
+]
 
 
 def _branch(number: int) -> tuple[Pair, ...]:
@@ -92,3 +100,58 @@ def convert_projector(state: Mapping[str, Tensor], origin: object = "the checkpo
 
 
 to_official_projector = convert_projector
+
+
+_TOWER_PREFIX = ("model.vision_tower.vision_tower.", "model.vision_tower.tower.")
+_PROJECTOR_PREFIX = ("model.mm_projector.", "model.multi_modal_projector.")
+_LANGUAGE = (("lm_head.", "lm_head."), ("model.", "model.language_model."))
+_CONSTANTS = re.compile(r".*\.rotary_emb\.inv_freq")  # which old versions of transformers wrote down
+
+
+def _below(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+
+
+def convert_llava(state: Mapping[str, Tensor], origin: object = "the checkpoint") -> dict[str, Tensor]:
+    """Rename tensors of a whole published PIIP-LLaVA, or of a part of one, to those of transformers' LLaVA.
+
+    Args:
+        state: published key -> tensor, passed on, not copied. Constants of rotary embeddings are left out.
+        origin: what to call the source in errors.
+
+    Returns:
+        name in :class:`piip.multimodal.PIIPLlavaForConditionalGeneration` -> tensor.
+
+    Raises:
+        ValueError: naming every key that is not known, or the first tensor that is not finite.
+    """
+    parts = (_TOWER_PREFIX, _PROJECTOR_PREFIX)
+    tower = convert_tower(_below(state, _TOWER_PREFIX[0]), origin)
+    projector = convert_projector(_below(state, _PROJECTOR_PREFIX[0]), origin)
+    rest = {
+        key: value
+        for key, value in state.items()
+        if not key.startswith(tuple(theirs for theirs, _ in parts)) and not _CONSTANTS.fullmatch(key)
+    }
+    return {
+        **{_TOWER_PREFIX[1] + key: value for key, value in tower.items()},
+        **{_PROJECTOR_PREFIX[1] + key: value for key, value in projector.items()},
+        **rename_all(rest, _LANGUAGE, f"{origin} is no PIIP-LLaVA", origin),
+    }
+
+
+def to_official_llava(state: Mapping[str, Tensor], origin: object = "the checkpoint") -> dict[str, Tensor]:
+    """Undo :func:`convert_llava`.
+
+    Raises:
+        ValueError: naming every tensor for which there is no published name.
+    """
+    tower = to_official_tower(_below(state, _TOWER_PREFIX[1]), origin)
+    projector = to_official_projector(_below(state, _PROJECTOR_PREFIX[1]), origin)
+    parts = (_TOWER_PREFIX[1], _PROJECTOR_PREFIX[1])
+    rest = {key: value for key, value in state.items() if not key.startswith(parts)}
+    return {
+        **{_TOWER_PREFIX[0] + key: value for key, value in tower.items()},
+        **{_PROJECTOR_PREFIX[0] + key: value for key, value in projector.items()},
+        **rename_all(rest, invert(_LANGUAGE), f"{origin} has no published form", origin),
+    }

@@ -158,6 +158,14 @@ def _convnext_names(state: State) -> State:
     return {f"convnext_model.{key.removeprefix('convnext.')}": value for key, value in state.items()}
 
 
+def _clip_names(state: State) -> State:
+    """The image half of a CLIP by Hugging Face's names, or what they are without it."""
+    prefix = "vision_model."
+    if any(key.startswith(prefix) for key in state):
+        state = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+    return {key.replace("encoder.layers.", "blocks.", 1): value for key, value in state.items()}
+
+
 @dataclass(frozen=True)
 class _Family:
     """How files of a family of models differ from what a branch loads.
@@ -165,12 +173,14 @@ class _Family:
     Attributes:
         unused: pattern of the names that a branch has no use for.
         optional: pattern of our names that may be missing; the branch keeps what it starts with.
-        rename: brings the names of a file to those of the published detectors.
+        rename: brings the names of a file to those of the published detectors, or to ours.
+        ours: whether it is to ours.
     """
 
     unused: str
     optional: str = ""
     rename: Callable[[State], State] = _as_they_are
+    ours: bool = False
 
 
 _HEAD = r"cls_token|norm\..*|fc_norm\..*|head\..*"
@@ -185,14 +195,18 @@ FAMILIES: dict[Family, _Family] = {
     "beitv2": _Family(rf"{_HEAD}|mask_token|lm_head\..*|.*relative_position_index", rename=_with_own_tables),
     "uni_perceiver": _Family(r"(?!layers\.|visual_embed\.).*"),  # the rest is for other modalities
     "convnext": _Family(r"(convnext_model\.classifier|head)\..*", rename=_convnext_names),
+    "clip": _Family(r"embeddings\.position_ids", rename=_clip_names, ours=True),
 }
 """Families of published weights: DeiT, DeiT III, AugReg (timm, .pth or .npz), MAE, DINOv2, InternViT-6B,
-BEiTv2, Uni-Perceiver (image half) and ConvNeXt (timm or Hugging Face)."""
+BEiTv2, Uni-Perceiver (image half), ConvNeXt (timm or Hugging Face) and CLIP (Hugging Face, image half)."""
+
+
+_PATCH_KERNELS = ("patch_embed.proj.weight", "embeddings.patch_embedding.weight")
 
 
 def _fit(name: str, tensor: Tensor, wanted: Tensor, has_cls: bool) -> Tensor:
     """Resize what depends on the size of patch, image or window; leave all else alone."""
-    if name == "patch_embed.proj.weight" and tensor.ndim == 4 and tensor.shape[2:] != wanted.shape[2:]:
+    if name in _PATCH_KERNELS and tensor.ndim == 4 and tensor.shape[2:] != wanted.shape[2:]:
         return F.interpolate(tensor.float(), wanted.shape[2:], mode="bicubic", align_corners=False)
     if name == "pos_embed" and tensor.shape[-1] == wanted.shape[-1]:
         side = math.isqrt(wanted.shape[-2] - int(has_cls))
@@ -225,7 +239,7 @@ def fit_branch(state: Mapping[str, Tensor], branch: Branch, family: Family, orig
         named = rules.rename(dict(state))
         kept = {key: value for key, value in named.items() if not re.fullmatch(rules.unused, key)}
         token = {"cls_token": named["cls_token"]} if "cls_token" in wanted else {}
-        if "stem.0.weight" not in kept:
+        if not rules.ours and "stem.0.weight" not in kept:
             kept = {k.removeprefix("piip.branches.0."): v for k, v in convert_backbone(kept).items()}
         has_cls = bool(getattr(branch, "num_prefix_tokens", 0))
         kept |= token
@@ -246,6 +260,22 @@ def fit_branch(state: Mapping[str, Tensor], branch: Branch, family: Family, orig
             "Give weights of this model, or describe theirs in the branch"
         )
     return fitted
+
+
+def _from_hub(name: str) -> State:
+    """The weights of a model on the Hugging Face hub."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError
+
+    problem: Exception | None = None
+    for file in ("model.safetensors", "pytorch_model.bin"):
+        try:
+            path = hf_hub_download(name, file)
+            return state_dict_of(read_file(path), path)
+        except (HfHubHTTPError, OSError, ValueError) as error:
+            problem = error
+    reason = (str(problem) or type(problem).__name__).splitlines()[0]
+    raise ConnectionError(f"cannot get {name} ({reason}): check the name and the connection") from problem
 
 
 def convert_branch(state: Mapping[str, Tensor], branch: Branch, family: Family, origin: str) -> State:
@@ -303,6 +333,8 @@ def read_source(source: str, *, mmap: bool = False) -> State:
     Raises:
         ConnectionError, FileNotFoundError, ValueError: it cannot be had.
     """
+    if source.startswith("hf:"):
+        return _from_hub(source.removeprefix("hf:"))
     if not source.startswith("timm:"):
         path = local_path(source)
         return state_dict_of(read_file(path, mmap=mmap), path)
