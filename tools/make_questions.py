@@ -23,12 +23,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise ValueError(f"{min(args.train, args.val)} images cannot be drawn: give at least 1")
 
     # imported here: --help needs none of it
-    from piip.quick.questions import untrained_model, write_questions
+    from piip.multimodal.small import small_model, word_tokenizer
+    from piip.quick.questions import IMAGE_SIZE, texts, write_questions
 
     for split in ("train", "val"):
         number = getattr(args, split)
         print(f"{number} images: {write_questions(args.root, split, number, args.seed)}")
-    model, processor = untrained_model(args.seed)
+    model, processor = small_model(IMAGE_SIZE, word_tokenizer(texts()), args.seed)
     model.save_pretrained(args.root / "model")
     processor.save_pretrained(args.root / "model")
     print(f"untrained model: {args.root / 'model'}")

@@ -14,7 +14,15 @@ from scipy.optimize import brentq
 from torch import Tensor, nn
 
 from piip import PIIP
-from piip.branches import BEiTBranch, Branch, ConvNeXtBranch, Pretrained, UniPerceiverBranch, ViTBranch
+from piip.branches import (
+    BEiTBranch,
+    Branch,
+    CLIPBranch,
+    ConvNeXtBranch,
+    Pretrained,
+    UniPerceiverBranch,
+    ViTBranch,
+)
 from piip.weights.pretrained import convert_branch, load_pretrained, resize_relative_positions
 
 from ..models import TINY_INTERACTION, randomise
@@ -466,3 +474,27 @@ def test_timm_source(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_sources_that_are_not_there(source: str, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         load_pretrained(two_branches(source, source))
+
+
+def test_clip_by_the_names_of_hugging_face() -> None:
+    """The image half of a whole CLIP; a kernel of another size is resized, positions are kept as they are."""
+    sizes: dict[str, Any] = {"hidden_size": 16, "intermediate_size": 32, "num_layers": 2, "num_heads": 2}
+    target = CLIPBranch(**sizes, image_size=32, patch_size=16, pretrain_patch_size=8)
+    published = randomise(CLIPBranch(**sizes, image_size=32, patch_size=8))
+    file = {
+        f"vision_model.{key.replace('blocks.', 'encoder.layers.')}": value
+        for key, value in published.state_dict().items()
+    }
+    others = {"logit_scale": torch.ones(()), "text_model.embeddings.position_ids": torch.arange(4)}
+    ids = {"vision_model.embeddings.position_ids": torch.arange(17)}
+    state = convert_branch({**file, **others, **ids}, target, "clip", "clip.safetensors")
+    target.load_state_dict(state, strict=True)
+    kernel = published.embeddings.patch_embedding.weight.permute(2, 3, 0, 1)
+    torch.testing.assert_close(
+        target.embeddings.patch_embedding.weight.permute(2, 3, 0, 1), resized(kernel, 16), rtol=0, atol=1e-5
+    )
+    assert torch.equal(state["blocks.1.mlp.fc1.weight"], published.blocks[1].mlp.fc1.weight)
+    with pytest.raises(ValueError, match=r"pre_layrnorm\.bias is missing"):
+        convert_branch(
+            {k: v for k, v in file.items() if "pre_layrnorm.bias" not in k}, target, "clip", "a.bin"
+        )

@@ -1,39 +1,23 @@
-"""Images with questions about them that draw themselves, and a PIIP-LLaVA small enough to learn the answers.
-
-It is there so that training and answering can be tried without a download: data in LLaVA's format, a model of
-random weights, and a tokenizer whose words are those of the data.
-"""
+"""Images with questions that draw themselves, in LLaVA's format, to try training without a download."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
-import torch
-from tokenizers import Regex, Tokenizer, models, pre_tokenizers
-from transformers import LlamaConfig, PreTrainedTokenizerFast
 
-from ..multimodal import (
-    PIIPLlavaConfig,
-    PIIPLlavaForConditionalGeneration,
-    PIIPLlavaProcessor,
-    PIIPVisionConfig,
-)
-from ..multimodal.conversation import TEMPLATES
 from .drawing import CLASSES, Image, background, coverage_of, texture
 
-__all__ = ["draw_scene", "questions", "untrained_model", "write_questions"]
+__all__ = ["IMAGE_SIZE", "draw_scene", "questions", "texts", "write_questions"]
 
 IMAGE_SIZE = 48
 SHAPES = ("disc", "square", "triangle")
 NUMBERS = ("none", "one", "two", "three")
 _EXTENTS = (9.0, 16.0)  # pixels: the larger sides of objects
 _MOST = 5  # objects in an image
-_WORDS = Regex(r"\w+|[^\w\s]|\n")
 
 
 def draw_scene(rng: np.random.Generator) -> tuple[Image, list[str]]:
@@ -76,6 +60,12 @@ def questions(names: Sequence[str]) -> list[tuple[str, str]]:
     return [*counts, ("is there a disc?", "yes" if "disc" in names else "no")]
 
 
+def texts() -> list[str]:
+    """Texts with all words of questions and answers."""
+    asked = [*questions(SHAPES), *questions([])]
+    return [*NUMBERS, *(" ".join(each) for each in asked)]
+
+
 def write_questions(root: Path, split: str, num_images: int, seed: int) -> Path:
     """Write ``root/split/*.png`` and ``root/split.json``, the same bytes for the same arguments.
 
@@ -106,51 +96,3 @@ def write_questions(root: Path, split: str, num_images: int, seed: int) -> Path:
     path = root / f"{split}.json"
     path.write_text(json.dumps(entries, indent=1))
     return path
-
-
-def _tokenizer() -> PreTrainedTokenizerFast:
-    template = TEMPLATES["short"]
-    asked = [*questions(SHAPES), *questions([])]
-    texts = [template.question, template.cue, *NUMBERS, *(" ".join(each) for each in asked)]
-    pattern = pre_tokenizers.Split(_WORDS, "removed", invert=True)
-    found = {word for text in texts for word, _ in pattern.pre_tokenize_str(text)} - {"{", "}"}
-    vocabulary = {word: i for i, word in enumerate(["<unk>", "<s>", "</s>", "\n", *sorted(found)])}
-    words = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    words.pre_tokenizer = pattern
-    return PreTrainedTokenizerFast(
-        tokenizer_object=words, unk_token="<unk>", pad_token="<unk>", bos_token="<s>", eos_token="</s>"
-    )
-
-
-def _vision() -> PIIPVisionConfig:
-    clip: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 128, "num_layers": 2, "num_heads": 4}
-    clip |= {"image_size": 24, "patch_size": 8, "hidden_act": "gelu"}
-    return PIIPVisionConfig(
-        branches=[
-            {"family": "clip", **clip},
-            {"family": "convnext", "dims": [32, 64], "depths": [2, 2], "layer_scale": 1.0},
-        ],
-        image_sizes=[24, IMAGE_SIZE],
-        stages=[[[0, 0], [1, 1]], [[0, 1], [2, 4]]],
-        interaction={"num_heads": 4, "float32_projections": False, "drop_path_rate": 0.0},
-    )
-
-
-def untrained_model(seed: int) -> tuple[PIIPLlavaForConditionalGeneration, PIIPLlavaProcessor]:
-    """A PIIP-LLaVA of random weights, of a third of a million parameters, and its processor."""
-    processor = PIIPLlavaProcessor.of(_vision(), _tokenizer())
-    text = LlamaConfig(
-        vocab_size=len(processor.tokenizer),
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        pad_token_id=processor.tokenizer.pad_token_id,
-        bos_token_id=processor.tokenizer.bos_token_id,
-        eos_token_id=processor.tokenizer.eos_token_id,
-    )
-    torch.manual_seed(seed)
-    config = PIIPLlavaConfig(
-        vision_config=_vision(), text_config=text, image_token_index=processor.image_token_id
-    )
-    return PIIPLlavaForConditionalGeneration(config), processor
