@@ -52,11 +52,10 @@ def test_there_and_back(released: tuple[Path, dict[str, Tensor]], tmp_path: Path
     lines = convert_folder(folder, tmp_path / "ours")
     assert lines[0] == f"{folder} is {NAME}"
     assert len(list((tmp_path / "ours").glob("model-0000?-of-00002.safetensors"))) == 2
-    model, processor = load(tmp_path / "ours")
-    inputs = processor(images=None, text="how many discs?", return_tensors="pt")
-    with torch.no_grad():
-        found, reference = (m(**inputs).logits for m in (model.float(), llava().half().float()))
-    assert torch.equal(found[..., :-1], reference[..., :-1])
+    model, _ = load(tmp_path / "ours")
+    for key, value in llava().state_dict().items():
+        rows = slice(-1 if key.endswith(("lm_head.weight", "embed_tokens.weight")) else None)
+        assert torch.equal(model.state_dict()[key][rows], value.half()[rows]), key
 
     convert_folder(tmp_path / "ours", tmp_path / "back", to_official=True)
     back = {key: tensor for shard in convert._shards(tmp_path / "back") for key, tensor in shard.items()}
