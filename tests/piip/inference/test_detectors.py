@@ -43,10 +43,17 @@ def test_same_predictions(name: str) -> None:
     actual = tensors(optimize_for_inference(model)(inputs)[0])
     assert any(isinstance(module, PackedLinear) for module in model.modules())
     assert actual.keys() == expected.keys()
-    for key, value in expected.items():
-        assert value.numel()
-        # float32 rounding, in pixels for boxes
-        torch.testing.assert_close(actual[key], value, rtol=1e-4, atol=1e-3)
+    if "scores" in expected:  # of random weights many scores are nearly the same: their order is free
+        found, wanted = (torch.stack([t["scores"], t["pred_classes"]], 1) for t in (actual, expected))
+        distance = torch.cdist(
+            torch.cat([found, actual["pred_boxes"]], 1),
+            torch.cat([wanted, expected["pred_boxes"]], 1),
+            p=float("inf"),
+        )
+        # float32 rounding, in pixels for boxes; the last ones may not make it into the 100
+        assert float(distance.amin(0)[:50].amax()) < 1e-3
+    else:
+        torch.testing.assert_close(actual["sem_seg"], expected["sem_seg"], rtol=1e-4, atol=1e-3)
 
 
 @pytest.mark.parametrize("neck", ["released", "simple"])
