@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Convert a released PIIP detector or segmentor to Detectron2, a PIIP-LLaVA to transformers, or back.
+"""Convert a released detector, segmentor or classifier to our names, a PIIP-LLaVA to transformers, or back.
 
 tools/convert_checkpoint.py IN OUT --config-file CONFIG [--to-official] [key=value ...]
 tools/convert_checkpoint.py FOLDER OUT [--tower NAME] [--to-official]

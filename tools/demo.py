@@ -58,10 +58,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     # imported here: --help needs none of it
     from detectron2.utils.logger import setup_logger
 
+    from piip.classification.experiment import classifier_to_show, is_classifier
     from piip.detection.predict import InstanceRenderer, skip_below
     from piip.engine.config import load_config
     from piip.engine.own_data import follow_weights, use_own_data
-    from piip.engine.predict import Predictor, Renderer, predict
+    from piip.engine.predict import Predictor, Predicts, Renderer, predict
     from piip.segmentation.predict import SemanticRenderer
 
     cfg = load_config(args.config_file, args.opts)
@@ -70,16 +71,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error("no weights: give --weights, or set train.init_checkpoint in the config")
     setup_logger(name="fvcore")
     setup_logger()
-    follow_weights(cfg, weights)
-    use_own_data(cfg, args.data, train=False)
-    predictor = Predictor(cfg, weights)
+    model: Predicts
     renderer: Renderer
-    if predictor.metadata.get("thing_classes") is None:
-        renderer = SemanticRenderer(predictor.metadata)
+    if is_classifier(cfg):
+        if args.data:
+            raise ValueError("--data names no classes of a classifier: its weights do")
+        model, renderer = classifier_to_show(cfg, weights)
     else:
-        skip_below(predictor.model, args.score_threshold)
-        renderer = InstanceRenderer(predictor.metadata, args.score_threshold)
-    report = predict(predictor, renderer, args.input, args.output, batch=args.batch, save_json=args.save_json)
+        follow_weights(cfg, weights)
+        use_own_data(cfg, args.data, train=False)
+        model = predictor = Predictor(cfg, weights)
+        if predictor.metadata.get("thing_classes") is None:
+            renderer = SemanticRenderer(predictor.metadata)
+        else:
+            skip_below(predictor.model, args.score_threshold)
+            renderer = InstanceRenderer(predictor.metadata, args.score_threshold)
+    report = predict(model, renderer, args.input, args.output, batch=args.batch, save_json=args.save_json)
     live = f", {report.passed_over} frames passed over" if report.passed_over else ""
     print(f"{report.drawn} images and frames drawn, {len(report.skipped)} files skipped{live}: {args.output}")
     return 0 if report.drawn else 1

@@ -20,10 +20,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         default=dataset_root() / "patterns",
         help="folder to write it to (default: %(default)s)",
     )
-    parser.add_argument("--train-images", type=int, default=7200, help="(default: %(default)s)")
-    parser.add_argument("--val-images", type=int, default=720, help="(default: %(default)s)")
+    parser.add_argument("--train-images", type=int, default=3600, help="(default: %(default)s)")
+    parser.add_argument("--val-images", type=int, default=540, help="(default: %(default)s)")
     parser.add_argument(
-        "--image-size", type=int, default=128, help="height and width in pixels (default: %(default)s)"
+        "--image-size", type=int, default=96, help="height and width in pixels (default: %(default)s)"
     )
     parser.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
     args = parser.parse_args(argv)

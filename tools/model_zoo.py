@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""List the published models, or check every row of a detector or segmentor against its config.
+"""List the published models, or check every row that has a config against it.
 
 tools/model_zoo.py [--check]
 """
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from piip.engine.command_line import argument_parser, tool
-from piip.weights import multimodal_zoo, segmentation_zoo
+from piip.weights import classification_zoo, multimodal_zoo, segmentation_zoo
 from piip.weights.model_zoo import RELEASED, markdown_table
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
@@ -21,10 +21,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argument_parser(description="Lists the published models as Markdown tables.")
     parser.add_argument("--check", action="store_true", help="build each config and compare it with its row")
     if not parser.parse_args(argv).check:
-        tables = (markdown_table(), segmentation_zoo.markdown_table(), multimodal_zoo.markdown_table())
-        print("\n\n".join(tables))
+        zoos = (segmentation_zoo, classification_zoo, multimodal_zoo)
+        print("\n\n".join([markdown_table(), *(zoo.markdown_table() for zoo in zoos)]))
         return 0
     # these need Detectron2, which the list does not
+    from piip.measure.classification_zoo_check import check_classifier
     from piip.measure.segmentation_zoo_check import check_segmentor
     from piip.measure.zoo_check import check
 
@@ -32,6 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     findings = itertools.chain(
         ((row.config, check(row, CONFIGS / "COCO")) for row in RELEASED),
         ((row.config, check_segmentor(row, CONFIGS / "ADE20K")) for row in segmentation_zoo.SEGMENTORS),
+        ((row.config, check_classifier(row, CONFIGS / "ImageNet")) for row in classification_zoo.CLASSIFIERS),
     )
     for config, problems in findings:
         wrong += bool(problems)

@@ -6,6 +6,7 @@ from typing import Any
 from detectron2.config import LazyCall as L
 
 from piip.branches import BEiTBranch, ConvNeXtBranch, Pretrained, UniPerceiverBranch, ViTBranch
+from piip.flops.classifiers import CLASSIFIER_DROP_PATH
 
 _META = "https://dl.fbaipublicfiles.com"
 _SIZES = {  # channels, blocks, heads
@@ -154,4 +155,39 @@ def convnext(letter: str) -> Any:
         depths=[3, 3, blocks, 3],
         drop_path_rate={"T": 0.3, "S": 0.3, "B": 0.4}[letter],
         pretrained=L(Pretrained)(source=f"timm:convnext_{_NAMES[letter]}.fb_in1k", family="convnext"),
+    )
+
+
+def deit_classifier(letter: str, image_size: int) -> Any:
+    """A DeiT branch of a classifier, with class token; positions are resized to its image when loaded."""
+    names = {
+        "T": "deit_tiny_patch16_224-a1311bcf",
+        "S": "deit_small_patch16_224-cd65a155",
+        "B": "deit_base_patch16_224-b5f2ef4d",
+    }
+    return _branch(
+        ViTBranch,
+        letter,
+        None,
+        f"{_META}/deit/{names[letter]}.pth",
+        "deit",
+        drop_path_rate=CLASSIFIER_DROP_PATH[letter],
+        pretrain_image_size=image_size,
+        class_token=True,
+    )
+
+
+def augreg_classifier(letter: str, image_size: int) -> Any:
+    """An AugReg branch of a classifier, trained at 224 px, with class token."""
+    return _branch(
+        ViTBranch,
+        letter,
+        None,
+        f"timm:vit_{_NAMES[letter]}_patch16_224.augreg_in21k_ft_in1k",
+        "augreg",
+        drop_path_rate=CLASSIFIER_DROP_PATH[letter],
+        pretrain_image_size=image_size,
+        pos_embed_has_cls=True,
+        layer_scale=None,
+        class_token=True,
     )

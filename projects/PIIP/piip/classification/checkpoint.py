@@ -16,7 +16,7 @@ from ..weights.download import local_path
 from ..weights.official_classifier import convert_classifier, is_official_classifier
 from ..weights.tensor_file import check_finite, read_file, state_dict_of, write_file
 
-__all__ = ["Folder", "Weights", "load_weights", "read_weights"]
+__all__ = ["Folder", "Weights", "load_weights", "num_classes_of", "read_weights"]
 
 CLASSES = "classes"
 """Key of a checkpoint under which the names of its classes are."""
@@ -62,6 +62,18 @@ def read_weights(path: str, *, averaged: bool = False) -> Weights:
         state = convert_classifier(state, path)
     check_finite(state, path)
     return Weights(state, classes)
+
+
+def num_classes_of(weights: Weights, origin: str) -> int:
+    """Number of classes that weights tell apart.
+
+    Raises:
+        ValueError: they are no classifier's.
+    """
+    for key in ("head.head.bias", "head.heads.0.bias"):
+        if key in weights.state:
+            return len(weights.state[key])
+    raise ValueError(f"{origin} holds no classifier: it has neither head.head.bias nor head.heads.0.bias")
 
 
 def load_weights(model: nn.Module, weights: Weights, origin: str, *, restart_head: bool = False) -> list[str]:

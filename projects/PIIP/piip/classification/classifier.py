@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from ..backbone import PIIP
+from ..engine.optim import layer_numbers
 
 __all__ = ["BranchHeads", "MergedHead", "PIIPClassifier"]
 
@@ -92,6 +94,20 @@ class PIIPClassifier(nn.Module):
         else:
             head = MergedHead(self.piip.out_channels, num_classes)
         self.head = cast("BranchHeads | MergedHead", head.to(device))
+
+    def group_matcher(self, coarse: bool = False) -> Callable[[str], int]:
+        """The layer of a parameter by its name, for timm's layer-wise learning rates.
+
+        Args:
+            coarse: 0 for the branches and 1 for all else, instead of :func:`piip.engine.optim.layer_numbers`.
+        """
+        if coarse:
+            return lambda name: int(not name.startswith("piip.branches."))
+        return layer_numbers(self).__getitem__
+
+    def no_weight_decay(self) -> set[str]:
+        """Patterns of the names of parameters that timm's optimizers should not decay, besides vectors."""
+        return {"piip.branches.*.pos_embed", "piip.branches.*.cls_token"}
 
     def get_classifier(self) -> nn.Module:
         """The head: a linear layer a branch, or one."""

@@ -14,27 +14,30 @@ A config has
 
 from __future__ import annotations
 
+import inspect
 import logging
 from functools import partial
 from typing import Any
 
 import torch
 from omegaconf import DictConfig
+from timm.data import create_transform
 from timm.utils import setup_default_logging
 from timm.utils.distributed import init_distributed_device_so
 
 import piip_ops
 
-from ..engine.config import instantiate
+from ..engine.config import instantiate, locate
 from ..seeding import mix_seed, seed_all
-from .checkpoint import Weights, load_weights, read_weights
+from .checkpoint import Weights, load_weights, num_classes_of, read_weights
 from .classifier import PIIPClassifier
 from .data import Processes, TrainBatches, class_names, evaluation_batches
 from .evaluation import evaluate
+from .predict import ClassPredictor, ClassRenderer, describe
 from .pretrained import load_pretrained_classifier
 from .trainer import Trainer
 
-__all__ = ["Run", "build_classifier_of"]
+__all__ = ["Run", "build_classifier_of", "classifier_to_show", "is_classifier"]
 
 _logger = logging.getLogger("piip.classification")
 _SHOWN = 3  # names of classes in an error
@@ -53,6 +56,35 @@ def build_classifier_of(cfg: DictConfig, device: str | torch.device) -> PIIPClas
             "segmentors are trained with tools/lazyconfig_train_net.py"
         )
     return model.to(device)
+
+
+def is_classifier(cfg: DictConfig) -> bool:
+    """Whether a config's model is a classifier, without building it."""
+    target = cfg.model.get("_target_")
+    return (locate(target) if isinstance(target, str) else target) is PIIPClassifier
+
+
+def classifier_to_show(cfg: DictConfig, weights: str) -> tuple[ClassPredictor, ClassRenderer]:
+    """A trained classifier and what draws its answers, for `piip.engine.predict.predict`.
+
+    Args:
+        cfg: the config; its model follows the number of classes of the weights.
+        weights: a checkpoint of ours, or a released one.
+
+    Raises:
+        FileNotFoundError, ValueError: there are no such weights, or they do not fit.
+    """
+    found = read_weights(weights)
+    cfg.model.num_classes = num_classes_of(found, weights)
+    device, _ = _device(cfg.train.device)
+    model = build_classifier_of(cfg, device)
+    load_weights(model, found, weights)
+    test = cfg.dataloader.test
+    taken = inspect.signature(create_transform).parameters
+    settings = {key: test[key] for key in test if key in taken}
+    transform = create_transform(**settings, is_training=False)
+    names = describe(found.classes, model.num_classes)
+    return ClassPredictor(model, transform, cfg.train.eval_precision), ClassRenderer(names)
 
 
 def _device(name: str) -> tuple[str, Processes]:

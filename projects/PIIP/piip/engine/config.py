@@ -16,7 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from .settings import complete
 
-__all__ = ["apply_overrides", "instantiate", "load_config"]
+__all__ = ["apply_overrides", "instantiate", "load_config", "locate"]
 
 _SUGGESTIONS = 3
 

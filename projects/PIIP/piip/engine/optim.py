@@ -14,24 +14,23 @@ from torch import nn
 from ..backbone import PIIP
 from .settings import TrainSettings
 
-__all__ = ["layer_decay_factors", "param_groups", "scale_lr"]
+__all__ = ["layer_decay_factors", "layer_numbers", "param_groups", "scale_lr"]
 
 _logger = logging.getLogger("detectron2.piip")
 
 
-def layer_decay_factors(model: nn.Module, decay_rate: float) -> dict[str, float]:
-    """Learning-rate factor of each parameter of a model that holds a PIIP.
+def layer_numbers(model: nn.Module) -> dict[str, int]:
+    """How deep each parameter of a model that holds a PIIP lies.
 
-    With L blocks in the first (largest) model that takes part, a parameter before the blocks gets
-    ``decay_rate ** (L + 1)``, the last block of each branch ``decay_rate``, and everything that is not part
-    of a branch 1. A branch of fewer blocks takes larger steps, ``L / depth``, rounded down.
+    With L blocks in the first (largest) model that takes part, a parameter before the blocks is in layer 0,
+    the last block of each branch in layer L, and everything that is not part of a branch in layer L + 1. A
+    branch of fewer blocks takes larger steps, ``L / depth``, rounded down.
 
     Args:
         model: any module with one :class:`piip.PIIP` inside.
-        decay_rate: factor between neighbouring layers.
 
     Returns:
-        parameter name -> factor.
+        parameter name -> layer.
 
     Raises:
         ValueError: when there is no PIIP in the model, or more than one.
@@ -45,15 +44,35 @@ def layer_decay_factors(model: nn.Module, decay_rate: float) -> dict[str, float]
         b.depth for b in piip.branches if any(b.decay_depth(n) is not None for n, _ in b.named_parameters())
     ]
     num_layers = depths[0] if depths else 0
-    factors = {name: 1.0 for name, _ in model.named_parameters()}
+    numbers = {name: num_layers + 1 for name, _ in model.named_parameters()}
     for j, branch in enumerate(piip.branches):
         root = ".".join(filter(None, (prefix, "branches", str(j))))
         for name, _ in branch.named_parameters():
             depth = branch.decay_depth(name)
             if depth is not None:
-                layer = math.floor(depth * num_layers / branch.depth)
-                factors[f"{root}.{name}"] = decay_rate ** (num_layers + 1 - layer)
-    return factors
+                numbers[f"{root}.{name}"] = math.floor(depth * num_layers / branch.depth)
+    return numbers
+
+
+def layer_decay_factors(model: nn.Module, decay_rate: float) -> dict[str, float]:
+    """Learning-rate factor of each parameter of a model that holds a PIIP.
+
+    What is not part of a branch has factor 1; every layer below, see :func:`layer_numbers`, has `decay_rate`
+    times that of the next.
+
+    Args:
+        model: any module with one :class:`piip.PIIP` inside.
+        decay_rate: factor between neighbouring layers.
+
+    Returns:
+        parameter name -> factor.
+
+    Raises:
+        ValueError: when there is no PIIP in the model, or more than one.
+    """
+    numbers = layer_numbers(model)
+    top = max(numbers.values())
+    return {name: decay_rate ** (top - layer) for name, layer in numbers.items()}
 
 
 def param_groups(

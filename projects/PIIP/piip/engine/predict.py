@@ -43,6 +43,7 @@ __all__ = [
     "LARGEST_PICTURE",
     "Image",
     "Predictor",
+    "Predicts",
     "Renderer",
     "Report",
     "UnreadableFileError",
@@ -77,6 +78,15 @@ class Renderer(Protocol):
 
     def save(self, output: Any, picture: Path, size: tuple[int, int]) -> None:
         """Write what belongs beside the picture drawn, if anything, for an image of that height and width."""
+
+
+class Predicts(Protocol):
+    """A trained model that takes images of any size, such as a :class:`Predictor`."""
+
+    def batch(
+        self, images: Sequence[Image], sizes: Sequence[tuple[int, int]] | None = None
+    ) -> list[dict[str, Any]]:
+        """What it says of some images, on the CPU, each for one of the heights and widths."""
 
 
 class Predictor:
@@ -261,7 +271,7 @@ def _open(inputs: Sequence[str]) -> tuple[Generator[Frame | Skipped, None, None]
 
 
 def predict(
-    predictor: Predictor,
+    predictor: Predicts,
     renderer: Renderer,
     inputs: Iterable[str],
     output: Path,

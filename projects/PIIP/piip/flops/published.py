@@ -3,7 +3,8 @@
 Those tables were not counted on the detector: the counted model merges its branches with GroupNorm, linear,
 GroupNorm, ends in a norm and a 1000-way head, has position embeddings of the size of its maps and no pyramid;
 windows are not padded, and deformable attention is charged the full width although its values have half of
-it.
+it. Classifiers with a head a branch were counted with those heads; their class tokens take part in everything
+but the products of attention.
 """
 
 from __future__ import annotations
@@ -35,9 +36,10 @@ Shape = tuple[int, int]
 
 
 def _branch(branch: ViTBranch, stages: Sequence[Shape], shape: Shape) -> Part:
-    tokens, dim = shape[0] * shape[1], branch.embed_dim
+    patches, dim = shape[0] * shape[1], branch.embed_dim
+    tokens = patches + (branch.cls_token is not None)
     part = Part()
-    part.add(("patch_embed",), macs=(3 * branch.patch_size**2 + 1) * dim * tokens)  # 1: the bias
+    part.add(("patch_embed",), macs=(3 * branch.patch_size**2 + 1) * dim * patches)  # 1: the bias
     for block in run_blocks(branch, stages):
         norm = 2 * tokens * dim if isinstance(block.norm1, nn.LayerNorm) else 0  # RMSNorm was not counted
         window = block.attn.window_size
@@ -45,14 +47,14 @@ def _branch(branch: ViTBranch, stages: Sequence[Shape], shape: Shape) -> Part:
         if window is not None and branch.num_prefix_tokens:
             # padded windows are counted in the published class of AugReg, DINOv2, MAE and InternViT only
             projected = padded_tokens(shape, window)
-        attended = tokens if window is None else window**2
+        attended = patches if window is None else window**2
         part.add(("attention_projections",), macs=norm + 3 * projected * dim**2 + tokens * dim**2)
-        part.add(("attention_products",), macs=2 * tokens * attended * dim)
+        part.add(("attention_products",), macs=2 * patches * attended * dim)
         part.add(("mlp",), macs=norm + 2 * tokens * dim * block.mlp.fc1.out_features)
     for name, parameter in branch.named_parameters():
         params = parameter.numel()
         if name == "pos_embed":
-            params = (tokens + branch.num_prefix_tokens) * dim  # at the size of the map
+            params = (patches + branch.num_prefix_tokens) * dim  # at the size of the map
         part.add((transformer_part(name.split("."), None),), params=params)
     return part
 
@@ -132,6 +134,12 @@ def published_cost(piip: PIIP, input_size: tuple[int, int] | None = None) -> Rep
             total.add(locate(name.split("."), None), params=parameter.numel())
 
     if piip.merge is None:
+        for j, dim in enumerate(dims, start=1):  # a norm of all tokens, a linear layer on one
+            total.add(
+                ("heads", f"branch{j}"),
+                macs=(2 * tokens[j - 1] + _CLASSES) * dim,
+                params=(2 + _CLASSES) * dim + _CLASSES,
+            )
         return Report("published", size, total)
     out_dim = piip.out_channels
     merged = [branch - 1 for branch in piip.merge.branches] if len(piip.branches) > 1 else []

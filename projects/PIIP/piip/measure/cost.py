@@ -15,12 +15,14 @@ from torch import Tensor, nn
 
 from ..backbone import PIIP
 from ..branches import ViTBranch
+from ..classification.classifier import PIIPClassifier
 from ..detection.dino.detector import DINODetector
 from ..engine.config import apply_overrides, load_config
 from ..flops import Report, count_operators, published_cost
 from ..flops.actual import check_input_size, collect, neck_part, piip_locator, transformer_part
 from ..flops.recipes import VIT_SIZES
 from ..segmentation.segmentor import Segmentor
+from .classifier_cost import classifier_cost
 
 __all__ = ["detector_cost", "find_trunk", "load_detector", "own_input_size"]
 
@@ -87,10 +89,11 @@ def load_detector(
     if "model" not in config:
         raise ValueError(f"{config_file} is not the config of a detector: it defines no `model`")
     if branches or resolutions:
-        piip = config.model.get("backbone", {}).get("piip")
+        piip = config.model.get("backbone", config.model).get("piip")
         if piip is None:
             raise ValueError(
-                f"{config_file} has no PIIP (model.backbone.piip) whose branches could be changed"
+                f"{config_file} has no PIIP (model.backbone.piip, or model.piip of a classifier) whose "
+                "branches could be changed"
             )
         if branches:
             piip.branches = _replace_models(piip.branches, branches)
@@ -216,8 +219,8 @@ def _check_countable(detector: nn.Module) -> GeneralizedRCNN | DINODetector | Se
         return detector
     if not isinstance(detector, GeneralizedRCNN):
         raise ValueError(
-            f"the model is a {type(detector).__name__}: expected a GeneralizedRCNN, a DINODetector or a "
-            "Segmentor"
+            f"the model is a {type(detector).__name__}: expected a GeneralizedRCNN, a DINODetector, a "
+            "Segmentor or a PIIPClassifier"
         )
     kinds = type(detector.proposal_generator), type(detector.roi_heads)
     if not issubclass(kinds[0], RPN) or not issubclass(kinds[1], StandardROIHeads):
@@ -229,10 +232,11 @@ def _check_countable(detector: nn.Module) -> GeneralizedRCNN | DINODetector | Se
 def detector_cost(
     detector: nn.Module, input_size: tuple[int, int] | None = None, *, accounting: str = "actual"
 ) -> Report:
-    """Count a detector or a segmentor.
+    """Count a detector, a segmentor or a classifier.
 
     Args:
-        detector: a Mask or Faster R-CNN, cascaded or not, a DINO, or a segmentor, on the meta device.
+        detector: a Mask or Faster R-CNN, cascaded or not, a DINO, a segmentor, or a classifier, on the meta
+            device.
         input_size: height and width of the padded image, or of a segmentor's window, in pixels; None for the
             model's own.
         accounting: "actual", everything from the image to the heads, at as many proposals and detections as
@@ -241,13 +245,15 @@ def detector_cost(
     Returns:
         Parts "branch1", ..., "interactions", "merge" (of another backbone than PIIP: "backbone"), "neck",
         and what follows it: "proposal_head", "box_head", "mask_head"; "encoder", "decoder", "heads" of a
-        DINO; "decode_head", "auxiliary_head" of a segmentor.
+        DINO; "decode_head", "auxiliary_head" of a segmentor; "heads" of a classifier.
 
     Raises:
         ValueError: unknown accounting, a detector of another kind, or a size it cannot take.
     """
     if accounting not in ("actual", "published"):
         raise ValueError(f"unknown accounting {accounting!r}: expected 'actual' or 'published'")
+    if isinstance(detector, PIIPClassifier):
+        return classifier_cost(detector, input_size, accounting)
     detector = _check_countable(detector)
     trunk_name, trunk = find_trunk(detector.backbone)
     size = input_size or own_input_size(detector)

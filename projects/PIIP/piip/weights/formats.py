@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from .official_classifier import convert_classifier, to_official_classifier
 from .official_detector import convert_detector, to_official_detector
 from .official_dino import convert_dino_detector, to_official_dino_detector
 from .official_llava import convert_llava, to_official_llava
@@ -57,6 +58,13 @@ _FORMATS = (
         ("heads.decode_head.",),
         convert_segmentor,
         to_official_segmentor,
+    ),
+    ReleasedFormat(
+        "classifier",
+        ("branch1.head.", "cls_head."),
+        ("head.heads.", "head.head."),
+        convert_classifier,
+        to_official_classifier,
     ),
     ReleasedFormat(
         "detector",

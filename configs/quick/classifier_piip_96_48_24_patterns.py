@@ -1,7 +1,7 @@
 """A PIIP-B small enough to train on two CPU cores in minutes, on the patterned shapes that the demo draws.
 
-As in PIIP-B, widths are as 4 : 2 : 1 and image sizes as 1 : 2 : 4: 128 channels at 32 px, 64 at 64 px, 32 at
-128 px, in attention windows there; patches of 8 px; one head on the merged map.
+As in PIIP-B, widths are as 4 : 2 : 1 and image sizes as 1 : 2 : 4: 128 channels at 24 px, 64 at 48 px, 32 at
+96 px, in attention windows there; patches of 8 px; one head on the merged map.
 """
 
 import torch
@@ -31,9 +31,9 @@ model = L(PIIPClassifier)(
                 pretrain_image_size=size,
                 weight_init="xavier",
             )
-            for dim, heads, size, window in ((128, 4, 32, None), (64, 2, 64, None), (32, 1, 128, 8))
+            for dim, heads, size, window in ((128, 4, 24, None), (64, 2, 48, None), (32, 1, 96, 6))
         ],
-        image_sizes=[32, 64, 128],
+        image_sizes=[24, 48, 96],
         num_interactions=3,
         interaction=L(InteractionConfig)(num_heads=4, drop_path_rate=0.0),
         merge="linear",
@@ -44,11 +44,11 @@ model = L(PIIPClassifier)(
 dataloader = OmegaConf.create()
 dataloader.train = L(create_loader)(
     dataset=L(create_dataset)(name="", root=str(dataset_root() / "patterns"), split="train"),
-    input_size=128,
+    input_size=96,
     scale=[0.8, 1.0],
     hflip=0.5,
     color_jitter=0.0,
-    num_workers=0,
+    num_workers=1,
 )
 dataloader.test = L(create_loader)(
     dataset=L(create_dataset)(name="${...train.dataset.name}", root="${...train.dataset.root}", split="val"),

@@ -1,0 +1,77 @@
+"""The published classifiers: their networks below the heads, from the paper's letters and image sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from ..backbone import PIIP
+from ..branches import ViTBranch
+from .recipes import VIT_SIZES, letters_and_sizes
+
+__all__ = ["CLASSIFIER_DROP_PATH", "build_classifier_row", "from_scratch", "pretrained_heads"]
+
+CLASSIFIER_DROP_PATH = {"T": 0.05, "S": 0.05, "B": 0.2, "L": 0.4}
+"""Drop path of the published classifiers' branches, constant over depth."""
+
+_SCRATCH = ((640, 8), (320, 4), (160, 2))  # channels and heads of PIIP-B, largest model first
+_SCRATCH_WINDOW = 16  # tokens; on the largest image. The images of the others are one window, or less
+
+
+def pretrained_heads(letters: str, sizes: Sequence[int], family: Literal["deit", "augreg"]) -> PIIP:
+    """Branches with class tokens whose maps stay apart, for a head a branch (paper section 4.4).
+
+    Args:
+        letters: of the models, smallest first: "TSB".
+        sizes: of their images, in the same order.
+        family: "augreg" branches keep a row of positions for the class token, and have no layer scale.
+    """
+    return PIIP(
+        [
+            ViTBranch(
+                embed_dim=VIT_SIZES[letter][0],
+                depth=VIT_SIZES[letter][1],
+                num_heads=VIT_SIZES[letter][2],
+                pretrain_image_size=size,
+                drop_path_rate=CLASSIFIER_DROP_PATH[letter],
+                layer_scale=None if family == "augreg" else 1.0,
+                pos_embed_has_cls=family == "augreg",
+                class_token=True,
+            )
+            for letter, size in zip(reversed(letters), reversed(sizes), strict=True)
+        ],
+        sizes[::-1],
+        merge=None,
+    )
+
+
+def from_scratch(sizes: Sequence[int]) -> PIIP:
+    """PIIP-B of appendix C: three branches of 12 blocks, merged, the largest image in windows.
+
+    Args:
+        sizes: of the images, largest first.
+    """
+    return PIIP(
+        [
+            ViTBranch(
+                embed_dim=dim,
+                depth=12,
+                num_heads=heads,
+                pretrain_image_size=size,
+                window_sizes=_SCRATCH_WINDOW if size == max(sizes) else None,
+            )
+            for (dim, heads), size in zip(_SCRATCH, reversed(sizes), strict=True)
+        ],
+        sizes[::-1],
+        merge="linear",
+    )
+
+
+def build_classifier_row(row: Mapping[str, Any]) -> PIIP:
+    """Build the network of a row of the table "classification", on the device that is current."""
+    if "scratch" in row["model"]:
+        return from_scratch([int(size) for size in row["resolution"].split("/")])
+    models = letters_and_sizes(row)
+    letters = "".join(letter for letter, _ in models)
+    family: Literal["deit", "augreg"] = "deit" if "T" in letters else "augreg"
+    return pretrained_heads(letters, [size for _, size in models], family)

@@ -1,0 +1,172 @@
+"""The command lines of classifiers: train, evaluate, own data, predict, convert, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ... import require
+
+require.detectron2()
+
+from piip.quick.patterns import CLASSES, write_split
+
+from ..tiny_config import REPOSITORY
+from . import tiny
+
+CONFIG = str(REPOSITORY / "configs/quick/classifier_piip_96_48_24_patterns.py")
+SMALL = ("train.total_batch_size=6", "dataloader.train.num_workers=0", "train.plan.log_period=1")
+
+
+def tool(name: str) -> Any:
+    return runpy.run_path(str(REPOSITORY / f"tools/{name}.py"))["main"]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with "patterns", and the "output" of an epoch of three iterations on them."""
+    root = tmp_path_factory.mktemp("classifier")
+    for split in ("train", "val"):
+        write_split(root / "patterns", split, 18, image_size=96, seed=0)
+    tool("train_classifier")(
+        ["--config-file", CONFIG, f"dataloader.train.dataset.root={root / 'patterns'}",
+         f"train.plan.output_dir={root / 'output'}", "train.plan.epochs=1", *SMALL,
+         "+train.ema._target_=timm.utils.ModelEmaV3", "train.ema.decay=0.5"]
+    )  # fmt: skip
+    return root
+
+
+def test_training_evaluates_and_saves(trained: Path) -> None:
+    lines = [json.loads(line) for line in (trained / "output/metrics.json").read_text().splitlines()]
+    assert [line["iteration"] for line in lines] == [1, 2, 3, 3]
+    assert lines[-1]["images"] == lines[-1]["ema_images"] == 18
+    assert torch.load(trained / "output/model_final.pth", weights_only=True)["classes"] == sorted(CLASSES)
+
+
+@pytest.mark.parametrize("averaged", [False, True])
+def test_evaluation_repeats_what_training_measured(
+    trained: Path, averaged: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    measured = json.loads((trained / "output/metrics.json").read_text().splitlines()[-1])
+    with caplog.at_level("INFO"):
+        tool("train_classifier")(
+            ["--config-file", CONFIG, "--eval-only", *(["--ema"] if averaged else []),
+             f"dataloader.train.dataset.root={trained / 'patterns'}", *SMALL,
+             f"train.init_checkpoint={trained / 'output/model_final.pth'}"]
+        )  # fmt: skip
+    loss = measured["ema_loss" if averaged else "loss"]
+    assert f"loss {loss:.3f}" in caplog.text
+
+
+def test_own_data_from_other_classes(trained: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """`--data` makes the head one for the folder's classes; all else is the checkpoint's."""
+    for split in ("train", "val"):
+        tiny.write_images(tmp_path / "trees", split, 6)
+    tool("train_classifier")(
+        ["--config-file", CONFIG, "--data", str(tmp_path / "trees"), *SMALL, "train.plan.epochs=1",
+         "optimizer.lr=0.0", "lr_scheduler.warmup_lr=0.0",
+         f"train.init_checkpoint={trained / 'output/model_final.pth'}",
+         f"train.plan.output_dir={tmp_path / 'output'}"]
+    )  # fmt: skip
+    assert "2 tensors follow the classes and start anew: head.head.weight, head.head.bias" in caplog.text
+    ours = torch.load(tmp_path / "output/model_final.pth", weights_only=True)
+    theirs = torch.load(trained / "output/model_final.pth", weights_only=True)
+    assert ours["classes"] == list(tiny.CLASSES)
+    assert ours["model"]["head.head.weight"].shape == (3, 128)
+    assert all(
+        torch.equal(ours["model"][key], theirs["model"][key])
+        for key in theirs["model"]
+        if not key.startswith("head.head.")
+    )
+
+
+def test_demo_names_the_likeliest_classes(trained: Path, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    Image.fromarray(rng.integers(0, 255, (80, 120, 3)).astype(np.uint8)).save(tmp_path / "noise.png")
+    tool("demo")(
+        ["--config-file", CONFIG, "--weights", str(trained / "output/model_final.pth"),
+         "--input", str(tmp_path / "noise.png"), "--output", str(tmp_path / "drawn")]
+    )  # fmt: skip
+    records = json.loads((tmp_path / "drawn/predictions.json").read_text())
+    assert len(records) == 3
+    assert all(sorted(CLASSES)[r["category_id"]] == r["category"] for r in records)
+    scores = [record["score"] for record in records]
+    assert scores == sorted(scores, reverse=True) and 0 < sum(scores) <= 1
+    with Image.open(tmp_path / "drawn/noise.png") as drawn:
+        assert drawn.size == (120, 80)
+
+
+def test_conversion_goes_both_ways(trained: Path, tmp_path: Path) -> None:
+    """Bit for bit, and the tool takes the released names as they are."""
+    ours, theirs, back = trained / "output/model_final.pth", tmp_path / "released.pth", tmp_path / "back.pth"
+    convert = tool("convert_checkpoint")
+    convert([str(ours), str(theirs), "--config-file", CONFIG, "--to-official"])
+    assert "cls_head.weight" in torch.load(theirs, weights_only=True)["state_dict"]
+    convert([str(theirs), str(back), "--config-file", CONFIG])
+    before, after = (torch.load(p, weights_only=True)["model"] for p in (ours, back))
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[key], after[key]) for key in before)
+    tool("train_classifier")(
+        ["--config-file", CONFIG, "--eval-only", f"train.init_checkpoint={theirs}", *SMALL,
+         f"dataloader.train.dataset.root={trained / 'patterns'}"]
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["model.piip.brunches=[]"], "no key 'model.piip.brunches': did you mean model.piip.branches?"),
+        (["dataloader.train.dataset.root=nowhere"], "the train set at nowhere cannot be read"),
+        (["--eval-only"], "no weights to evaluate: add train.init_checkpoint=MODEL.pth"),
+        (["--eval-only", "train.init_checkpoint=no.pth"], "no.pth does not exist"),
+        (["train.device=tpu"], "train.device is 'tpu': use cpu, cuda or cuda:N"),
+        (["train.total_batch_size=5"], "5 images a process cannot be mixed in pairs"),
+        (["train.total_batch_size=600"], "18 images, fewer than a batch of 600"),
+        (["model.num_classes=4"], "the data have 18 classes, the model 4: add model.num_classes=18"),
+        (["train.plan.precision=float8"], "precision 'float8' is not supported"),
+    ],
+)
+def test_mistakes_are_one_line(
+    trained: Path, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = [f"dataloader.train.dataset.root={trained / 'patterns'}", *SMALL, *arguments]
+    with pytest.raises(SystemExit) as end:
+        tool("train_classifier")(["--config-file", CONFIG, *given])
+    assert end.value.code == 2
+    assert message in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_detectors_are_sent_elsewhere(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    config = str(REPOSITORY / "configs/quick/mask_rcnn_piip_128_96_64_shapes.py")
+    with pytest.raises(SystemExit):
+        tool("train_classifier")(["--config-file", config])
+    assert "tools/lazyconfig_train_net.py" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_two_processes_by_torchrun(trained: Path, tmp_path: Path) -> None:
+    """The command line in two processes: the losses of one process with the same batch, to 1e-5."""
+
+    def run(*launcher: str) -> list[float]:
+        output = tmp_path / str(len(launcher))
+        subprocess.run(
+            [*launcher, str(REPOSITORY / "tools/train_classifier.py"), "--config-file", CONFIG, *SMALL,
+             f"dataloader.train.dataset.root={trained / 'patterns'}", f"train.plan.output_dir={output}",
+             "train.plan.epochs=1", "train.total_batch_size=4"],
+            check=True, cwd=REPOSITORY,
+        )  # fmt: skip
+        lines = [json.loads(line) for line in (output / "metrics.json").read_text().splitlines()]
+        assert lines[-1]["images"] == 18
+        return [line["total_loss"] for line in lines if "total_loss" in line] + [lines[-1]["loss"]]
+
+    torchrun = (sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone")
+    assert run(*torchrun) == pytest.approx(run(sys.executable), rel=1e-5)
