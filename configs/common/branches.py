@@ -5,7 +5,7 @@ from typing import Any
 
 from detectron2.config import LazyCall as L
 
-from piip.branches import BEiTBranch, ConvNeXtBranch, Pretrained, UniPerceiverBranch, ViTBranch
+from piip.branches import BEiTBranch, ConvNeXtBranch, Pretrained, TimmBranch, UniPerceiverBranch, ViTBranch
 from piip.flops.classifiers import CLASSIFIER_DROP_PATH
 
 _META = "https://dl.fbaipublicfiles.com"
@@ -190,4 +190,28 @@ def augreg_classifier(letter: str, image_size: int) -> Any:
         pos_embed_has_cls=True,
         layer_scale=None,
         class_token=True,
+    )
+
+
+def dinov3(letter: str, window_size: Windows) -> Any:
+    """A DINOv3 branch of timm, with its class and register tokens."""
+    return L(TimmBranch)(
+        name=f"vit_{_NAMES[letter]}_patch16_dinov3.lvd1689m",
+        window_size=window_size,
+        drop_path_rate={"S": 0.2, "B": 0.3, "L": 0.4}[letter],
+    )
+
+
+def eva02(letter: str, window_size: Windows) -> Any:
+    """An EVA-02 branch of timm, with its class token; patches of 14 are 16 here."""
+    trained = {
+        "S": "small_patch14_336.mim_in22k_ft_in1k",
+        "B": "base_patch14_448.mim_in22k_ft_in22k_in1k",
+        "L": "large_patch14_448.mim_m38m_ft_in22k_in1k",
+    }[letter]
+    return L(TimmBranch)(
+        name=f"eva02_{trained}",
+        window_size=window_size,
+        patch_size=16,
+        drop_path_rate={"S": 0.2, "B": 0.3, "L": 0.4}[letter],
     )

@@ -237,6 +237,10 @@ class PIIP(nn.Module):
 
     def embed(self, images: Sequence[Tensor]) -> list[Tensor]:
         """The token map ``(B, h, w, C)`` each branch makes of its image."""
+        return self.embed_tokens(images)[0]
+
+    def embed_tokens(self, images: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor | None]]:
+        """The maps of :meth:`embed`, and each branch's class and register tokens ``(B, P, C)``, if any."""
         for number, (branch, image) in enumerate(zip(self.branches, images, strict=True), start=1):
             height, width = image.shape[2:]
             if height < branch.patch_size or width < branch.patch_size:
@@ -244,7 +248,8 @@ class PIIP(nn.Module):
                     f"branch {number} would see an image of {height}x{width} px, smaller than its patch of "
                     f"{branch.patch_size} px: give a larger image or a larger share to that branch"
                 )
-        return [branch.embed(image) for branch, image in zip(self.branches, images, strict=True)]
+        starts = [branch.embed_tokens(image) for branch, image in zip(self.branches, images, strict=True)]
+        return [x for x, _ in starts], [prefix for _, prefix in starts]
 
     def run_stage(
         self, stage: int, maps: Sequence[Tensor], tokens: Sequence[Tensor | None] | None = None
@@ -254,10 +259,11 @@ class PIIP(nn.Module):
         Args:
             stage: its number, from 0.
             maps: of the branches, each ``(B, h, w, C)``.
-            tokens: their class tokens, which take no part in the interaction; None for no branch with one.
+            tokens: their class and register tokens, each ``(B, P, C)``, that take no part in the interaction;
+                None for no branch with any.
 
         Returns:
-            The maps after the interaction, and the class tokens.
+            The maps after the interaction, and the class and register tokens.
         """
         left = [
             branch.run_stage(x, token, *self.stages[j][stage])
@@ -270,8 +276,7 @@ class PIIP(nn.Module):
 
     def forward_stages(self, x: Tensor) -> Iterator[list[Tensor]]:
         """The branches' maps after each stage, each ``(B, h, w, C)``, from ``(B, 3, H, W)``."""
-        maps = self.embed(self.image_pyramid(x))
-        tokens = [branch.class_token(x.shape[0]) for branch in self.branches]
+        maps, tokens = self.embed_tokens(self.image_pyramid(x))
         for stage in range(self.num_stages):
             maps, tokens = self.run_stage(stage, maps, tokens)
             yield maps

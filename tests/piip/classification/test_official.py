@@ -37,7 +37,7 @@ def test_golden_logits_and_maps(name: str) -> None:
     image = case.arrays["input"].double()
     with torch.no_grad():
         maps = model.piip.embed(model.piip.image_pyramid(image))
-        tokens = [branch.class_token(len(image)) for branch in model.piip.branches]
+        tokens = [branch.prefix_tokens(len(image)) for branch in model.piip.branches]
         for stage in range(model.piip.num_stages):
             maps, tokens = model.piip.run_stage(stage, maps, tokens)
             for number, (x, token) in enumerate(zip(maps, tokens, strict=True), start=1):

@@ -140,7 +140,7 @@ def test_clip_is_that_of_hugging_face(activation: str) -> None:
     state = convert_tower({f"branch1.clip_model.{key}": v for key, v in model.state_dict().items()})
     branch.load_state_dict({key.removeprefix("piip.branches.0."): v for key, v in state.items()})
     image = torch.randn(2, 3, 32, 32, dtype=torch.float64)
-    x, token = branch.run_stage(branch.embed(image), branch.class_token(2), 0, 0)
+    x, token = branch.run_stage(branch.embed(image), branch.prefix_tokens(2), 0, 0)
     x, token = branch.run_stage(x, token, 1, 1)
     reference = model(image).last_hidden_state
     # float64; the fast GELU writes sqrt(2 / pi) with ten digits

@@ -4,6 +4,7 @@ from .base import Branch, Pretrained
 from .beit import BEiTBranch
 from .clip import CLIPBranch
 from .convnext import ConvNeXtBranch
+from .timm_vit import TimmBranch
 from .uni_perceiver import UniPerceiverBranch
 from .vit import ViTBranch
 
@@ -13,6 +14,7 @@ __all__ = [
     "CLIPBranch",
     "ConvNeXtBranch",
     "Pretrained",
+    "TimmBranch",
     "UniPerceiverBranch",
     "ViTBranch",
 ]

@@ -11,7 +11,17 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 Family = Literal[
-    "deit", "deit3", "augreg", "mae", "dinov2", "internvit", "beitv2", "uni_perceiver", "convnext", "clip"
+    "deit",
+    "deit3",
+    "augreg",
+    "mae",
+    "dinov2",
+    "internvit",
+    "beitv2",
+    "uni_perceiver",
+    "convnext",
+    "clip",
+    "timm",
 ]
 """Families of published weights, which differ in names, layouts and what they leave out."""
 
@@ -44,7 +54,8 @@ class Branch(nn.Module, ABC):
 
     A family of models becomes usable in PIIP by building ``self.blocks`` and answering three questions: how
     an image becomes the first token map (:meth:`embed`), and how wide (:meth:`channels`) and how coarse
-    (:meth:`stride`) the map is after a given block.
+    (:meth:`stride`) the map is after a given block. One with tokens beside its map hands them over in
+    :meth:`prefix_tokens`.
 
     Token maps are ``(B, h, w, C)``. Read as ``(B, C, h, w)`` they are channels-last, so convolutions take
     them as they are.
@@ -104,29 +115,34 @@ class Branch(nn.Module, ABC):
                 x = block(x)
         return x
 
-    def class_token(self, batch: int) -> Tensor | None:
-        """The class token ``(batch, 1, C)`` that enters block 0 beside the map; None for a model without."""
+    def prefix_tokens(self, batch: int) -> Tensor | None:
+        """Class and register tokens ``(batch, P, C)`` that enter block 0 beside the map; None without any."""
         return None
 
+    def embed_tokens(self, image: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Everything that enters block 0: the map of :meth:`embed` and the :meth:`prefix_tokens`."""
+        return self.embed(image), self.prefix_tokens(image.shape[0])
+
     def run_stage(
-        self, x: Tensor, token: Tensor | None, first: int, last: int
+        self, x: Tensor, prefix: Tensor | None, first: int, last: int
     ) -> tuple[Tensor, Tensor | None]:
-        """:meth:`run_blocks`, with a class token that attends along and is set apart again.
+        """:meth:`run_blocks`, with prefix tokens that attend along and are set apart again.
 
         Args:
             x: the map ``(B, h, w, C)``.
-            token: ``(B, 1, C)``, or None.
+            prefix: ``(B, P, C)``, or None.
             first, last: the blocks, inclusive.
 
         Returns:
-            The map and the token, as they leave the last block.
+            The map and the prefix tokens, as they leave the last block.
         """
-        if token is None:
+        if prefix is None:
             return self.run_blocks(x, first, last), None
-        # Blocks with attention over the whole map do not care for its shape: one row, (B, 1, 1 + h*w, C).
-        row = torch.cat([token, x.flatten(1, 2)], dim=1).unsqueeze(1)
+        # Blocks with attention over the whole map do not care for its shape: one row, (B, 1, P + h*w, C).
+        count = prefix.shape[1]
+        row = torch.cat([prefix, x.flatten(1, 2)], dim=1).unsqueeze(1)
         row = self.run_blocks(row, first, last).squeeze(1)
-        return row[:, 1:].unflatten(1, x.shape[1:3]), row[:, :1]
+        return row[:, count:].unflatten(1, x.shape[1:3]), row[:, :count]
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute each block in the backward pass instead of keeping its activations."""

@@ -199,7 +199,7 @@ class CLIPBranch(Branch):
     def stride(self, block: int) -> int:
         return self._patch_size
 
-    def class_token(self, batch: int) -> Tensor | None:
+    def prefix_tokens(self, batch: int) -> Tensor | None:
         if not self.use_class_token:
             return None
         token: Tensor = self.pre_layrnorm(self.embeddings())

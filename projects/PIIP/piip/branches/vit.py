@@ -208,7 +208,7 @@ class ViTBranch(Branch):
         )
         return resized.permute(0, 2, 3, 1).to(table.dtype)
 
-    def class_token(self, batch: int) -> Tensor | None:
+    def prefix_tokens(self, batch: int) -> Tensor | None:
         return None if self.cls_token is None else self.cls_token.expand(batch, -1, -1)
 
     def embed(self, image: Tensor) -> Tensor:

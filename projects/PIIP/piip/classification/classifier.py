@@ -28,19 +28,24 @@ class BranchHeads(nn.Module):
 
     def __init__(self, dims: list[int], num_classes: int = 1000) -> None:
         super().__init__()
-        self.num_classes = num_classes
+        self.num_classes, self.num_features = num_classes, sum(dims)
         self.norms = nn.ModuleList(nn.LayerNorm(dim, eps=1e-6) for dim in dims)
-        self.heads = nn.ModuleList(nn.Linear(dim, num_classes) for dim in dims)
+        self.heads = nn.ModuleList(nn.Linear(dim, num_classes) for dim in dims if num_classes)
         for head in self.heads:
             nn.init.trunc_normal_(cast(nn.Linear, head).weight, std=0.02)
             nn.init.zeros_(cast(nn.Linear, head).bias)
 
+    def _tokens(self, maps: list[Tensor]) -> list[Tensor]:
+        return [norm(x[:, 0, 0]) for x, norm in zip(maps, self.norms, strict=True)]
+
     def branch_logits(self, maps: list[Tensor]) -> list[Tensor]:
         """Logits ``(B, classes)`` of each branch, from its map ``(B, h, w, C)``."""
-        return [head(norm(x[:, 0, 0])) for x, norm, head in zip(maps, self.norms, self.heads, strict=True)]
+        return [head(token) for token, head in zip(self._tokens(maps), self.heads, strict=True)]
 
-    def forward(self, maps: list[Tensor]) -> Tensor:
-        """Mean of the branches' logits, ``(B, classes)``."""
+    def forward(self, maps: list[Tensor], *, pre_logits: bool = False) -> Tensor:
+        """Mean of the branches' logits, ``(B, classes)``; or the branches' normed tokens side by side."""
+        if pre_logits or not self.heads:
+            return torch.cat(self._tokens(maps), dim=1)
         return torch.stack(self.branch_logits(maps)).mean(dim=0)
 
 
@@ -54,17 +59,19 @@ class MergedHead(nn.Module):
 
     def __init__(self, dim: int, num_classes: int = 1000) -> None:
         super().__init__()
-        self.num_classes = num_classes
+        self.num_classes, self.num_features = num_classes, dim
         self.norm = nn.LayerNorm(dim, eps=1e-6)
-        self.head = nn.Linear(dim, num_classes)
-        nn.init.trunc_normal_(self.head.weight, std=0.02)
-        nn.init.zeros_(self.head.bias)
+        self.head: nn.Linear | nn.Identity = nn.Identity()
+        if num_classes:
+            self.head = nn.Linear(dim, num_classes)
+            nn.init.trunc_normal_(self.head.weight, std=0.02)
+            nn.init.zeros_(self.head.bias)
 
-    def forward(self, merged: Tensor) -> Tensor:
-        """From the merged map ``(B, C, h, w)`` to logits ``(B, classes)``."""
+    def forward(self, merged: Tensor, *, pre_logits: bool = False) -> Tensor:
+        """From the merged map ``(B, C, h, w)`` to logits ``(B, classes)``, or what they are made from."""
         tokens = self.norm(merged.flatten(2).transpose(1, 2))  # (B, h*w, C)
-        logits: Tensor = self.head(tokens.mean(dim=1))
-        return logits
+        pooled = tokens.mean(dim=1)
+        return pooled if pre_logits else self.head(pooled)
 
 
 class PIIPClassifier(nn.Module):
@@ -72,7 +79,8 @@ class PIIPClassifier(nn.Module):
 
     Args:
         piip: with ``merge="linear"`` for one head on the merged map, with ``merge=None`` for a head a branch.
-        num_classes: number of logits.
+        num_classes: number of logits; 0 for what they are made from, ``(B, num_features)``: the normed mean
+            of the merged map, or the normed tokens of all branches side by side.
     """
 
     def __init__(self, piip: PIIP, num_classes: int = 1000) -> None:
@@ -86,13 +94,21 @@ class PIIPClassifier(nn.Module):
         """Number of logits."""
         return self.head.num_classes
 
+    @property
+    def num_features(self) -> int:
+        """Width of what the logits are made from."""
+        return self.head.num_features
+
     def reset_classifier(self, num_classes: int) -> None:
-        """Start the head anew, for other classes."""
+        """Start the classifier anew, for other classes, 0 for none; its norms stay as they are."""
         device = next(self.piip.parameters()).device
         if self.piip.merge is None:
             head: nn.Module = BranchHeads(self.piip.stage_channels(self.piip.num_stages - 1), num_classes)
         else:
             head = MergedHead(self.piip.out_channels, num_classes)
+        for part in ("norm", "norms"):
+            if hasattr(self, "head") and hasattr(self.head, part):
+                setattr(head, part, getattr(self.head, part))
         self.head = cast("BranchHeads | MergedHead", head.to(device))
 
     def group_matcher(self, coarse: bool = False) -> Callable[[str], int]:
@@ -117,9 +133,9 @@ class PIIPClassifier(nn.Module):
         """What the head looks at: the merged map ``(B, C, h, w)``, or each branch's ``(B, h, w, C)``."""
         return self.piip(x) if self.piip.merge is not None else self.piip.forward_branches(x)
 
-    def forward_head(self, features: Tensor | list[Tensor]) -> Tensor:
-        """From :meth:`forward_features` to logits ``(B, classes)``."""
-        logits: Tensor = self.head(features)
+    def forward_head(self, features: Tensor | list[Tensor], pre_logits: bool = False) -> Tensor:
+        """From :meth:`forward_features` to logits ``(B, classes)``, or ``(B, num_features)`` before them."""
+        logits: Tensor = self.head(features, pre_logits=pre_logits)
         return logits
 
     def forward(self, x: Tensor) -> Tensor:

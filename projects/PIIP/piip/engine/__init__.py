@@ -3,4 +3,7 @@
 Importing it silences what Detectron2's and PyTorch's own imports warn of: no user can act on that.
 """
 
+from ..extras import explain_missing
 from . import quiet as quiet
+
+explain_missing(__name__)

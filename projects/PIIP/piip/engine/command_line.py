@@ -8,6 +8,8 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
+from ..extras import explain
+
 __all__ = ["TRACEBACK", "argument_parser", "tool", "user_error"]
 
 TRACEBACK = "--traceback"
@@ -15,16 +17,6 @@ FAILURE = 2  # the exit status of a mistake in what a tool was given, as argpars
 
 # What is raised for bad input, bad files and a training that diverged. Others are mistakes in the program.
 _EXPECTED = (OSError, ValueError, LookupError, FloatingPointError, ImportError)
-
-
-# What the extra "detection" brings, and Detectron2, which no index has
-_OF_DETECTION = {"cv2", "detectron2", "hydra", "matplotlib", "omegaconf", "pycocotools", "torchvision"}
-_HOW_TO_INSTALL = (
-    "training, evaluation and prediction need pip install 'piip[detection]' and Detectron2, "
-    "which `make setup` builds (README)"
-)
-_OF_EXPORT = {"onnx", "onnxruntime", "onnxscript"}
-_OF_MULTIMODAL = {"accelerate", "tokenizers", "transformers"}
 
 
 def argument_parser(
@@ -39,13 +31,7 @@ def argument_parser(
 def user_error(error: BaseException) -> str:
     """An error as one line."""
     if isinstance(error, ModuleNotFoundError):
-        library = (error.name or "").partition(".")[0]
-        if library in _OF_DETECTION:
-            return f"error: {error.name} is not installed: {_HOW_TO_INSTALL}"
-        if library in _OF_EXPORT:
-            return f"error: {library} is not installed: export to ONNX needs pip install 'piip[export]'"
-        if library in _OF_MULTIMODAL:
-            return f"error: {library} is not installed: pip install 'piip[multimodal]'"
+        error = explain(error) or error
     text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
     return f"error: {' '.join(text.split()) or type(error).__name__}"
 

@@ -31,8 +31,8 @@ from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 from ..backbone import PIIP
-from ..branches import Branch
-from ..weights.pretrained import fit_branch, read_source
+from ..branches import Branch, TimmBranch
+from ..weights.pretrained import fit_branch, read_source, timm_state
 from ..weights.tensor_file import check_values
 from .compilation import SharedDropPath, own_checkpointing
 
@@ -160,6 +160,8 @@ def materialise(model: nn.Module, device: torch.device) -> None:
     for module in model.modules():
         if isinstance(module, SharedDropPath):
             module.keep.fill_(1 - module.drop_prob)
+        if hasattr(module, "init_non_persistent_buffers"):  # of timm's rotary positions and attention
+            module.init_non_persistent_buffers()
     for module in absent:
         if isinstance(module, LayerScale):
             module.reset_parameters()
@@ -200,8 +202,11 @@ def load_pretrained_parts(model: nn.Module) -> None:
     for name, branch in model.named_modules():
         if isinstance(branch, Branch) and branch.pretrained is not None:
             origin = f"{name}: {branch.pretrained.source}"
-            state = read_source(branch.pretrained.source, mmap=True)
-            fitted = fit_branch(state, branch, branch.pretrained.family, origin)
+            if isinstance(branch, TimmBranch):
+                fitted = timm_state(branch, origin)
+            else:
+                state = read_source(branch.pretrained.source, mmap=True)
+                fitted = fit_branch(state, branch, branch.pretrained.family, origin)
             for key, tensor in branch.state_dict().items():
                 if key in fitted:
                     fill(tensor, fitted[key], origin, key)

@@ -45,9 +45,11 @@ _BLOCK_PARTS = {
     "norm1": "attention_projections",
     "attn": "attention_projections",
     "ls1": "attention_projections",
+    "gamma_1": "attention_projections",
     "norm2": "mlp",
     "mlp": "mlp",
     "ls2": "mlp",
+    "gamma_2": "mlp",
     "layer_norm1": "attention_projections",  # from here on by CLIP's names
     "self_attn": "attention_projections",
     "layer_norm2": "mlp",
@@ -60,6 +62,8 @@ def transformer_part(name: Sequence[str], operator: str | None) -> str:
 
     Norms and layer scales go with the attention or MLP they serve. Blocks of another make are "blocks".
     """
+    if name[:1] == ["model"]:  # a branch that is a model of timm
+        name = name[1:]
     if name[:1] != ["blocks"]:
         return "patch_embed" if name and "embed" in name[0] else "other"
     if name[2:3] in (["attn"], ["self_attn"]) and operator in _PRODUCTS:

@@ -26,10 +26,10 @@ __all__ = ["OperatorCounts", "build_on_meta", "count_operators"]
 
 # One operation an element and no multiply-add of its own; the published counters leave most of them out too.
 _ELEMENTWISE = (
-    "__mul__", "add", "add_", "alias", "arange", "avg_pool2d", "clone", "div", "div_", "embedding", "exp",
-    "gelu",
-    "lift_fresh", "max_pool2d", "mean", "meshgrid", "mul", "mul_", "neg", "pad", "pow", "rms_norm",
-    "rsqrt", "rsub", "sigmoid", "softmax", "sqrt", "sub", "sum", "upsample_nearest2d",
+    "__mul__", "add", "add_", "alias", "arange", "avg_pool2d", "clone", "cos", "div", "div_", "embedding",
+    "exp", "gelu", "lift_fresh", "max_pool2d", "mean", "meshgrid", "mul", "mul_", "neg", "new_ones", "pad",
+    "pow", "repeat", "repeat_interleave", "rms_norm", "rsqrt", "rsub", "sigmoid", "silu", "sin", "softmax",
+    "sqrt", "sub", "sum", "unflatten", "upsample_nearest2d",
 )  # fmt: skip
 ELEMENTWISE_NOTE = "elementwise operators (additions, products, softmax, GELU and the like)"
 
@@ -61,6 +61,8 @@ _HANDLERS = {
     "aten::layer_norm": _per_element(2),
     "aten::group_norm": _per_element(2),
     "aten::upsample_bicubic2d": _per_element(16),
+    "aten::_upsample_bicubic2d_aa": _per_element(16),
+    "aten::upsample_linear1d": _per_element(2),
     "piip_ops::deform_cross_attn": _deform_attn(weights=2),
     "piip_ops::ms_deform_attn": _deform_attn(weights=3),
     **{f"aten::{name}": None for name in _ELEMENTWISE},

@@ -10,6 +10,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from ..extras import explain_missing
+
 if TYPE_CHECKING:
     from .auto import load
     from .configuration import PIIPLlavaConfig, PIIPVisionConfig
@@ -26,6 +28,8 @@ __all__ = [
     "PIIPVisionModel",
     "load",
 ]
+
+explain_missing(__name__, "multimodal")
 
 
 def __getattr__(name: str) -> Any:

@@ -1,1 +1,5 @@
 """Data sets that draw themselves, for demos and tests."""
+
+from ..extras import explain_missing
+
+explain_missing(__name__)

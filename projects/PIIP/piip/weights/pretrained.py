@@ -13,8 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..branches import Branch, Pretrained
+from ..branches import Branch, Pretrained, TimmBranch
 from ..branches.base import Family
+from ..branches.timm_vit import build_timm
 from .download import local_path
 from .official_keys import convert_backbone
 from .tensor_file import check_values, read_file, state_dict_of
@@ -28,6 +29,7 @@ __all__ = [
     "load_pretrained",
     "read_source",
     "resize_relative_positions",
+    "timm_state",
 ]
 
 _logger = logging.getLogger(__name__)
@@ -233,6 +235,8 @@ def fit_branch(state: Mapping[str, Tensor], branch: Branch, family: Family, orig
     Raises:
         ValueError: naming the file and every tensor that is missing, unknown, or of another shape.
     """
+    if family not in FAMILIES:
+        raise ValueError(f"{origin}: weights of the family '{family}' are for a TimmBranch, which loads them")
     rules = FAMILIES[family]
     wanted = branch.state_dict()
     try:
@@ -346,6 +350,42 @@ def read_source(source: str, *, mmap: bool = False) -> State:
     return dict(model.state_dict())
 
 
+def timm_state(branch: TimmBranch, origin: str) -> State:
+    """Weights that timm finds, renames and resizes for a model of its own, built with the same options.
+
+    Args:
+        branch: the branch they are for, with something to start from; it is not changed.
+        origin: where they come from, for errors.
+
+    Returns:
+        The branch's complete state dict.
+
+    Raises:
+        ConnectionError, FileNotFoundError, ValueError: they are not to be had, or do not fit.
+    """
+    assert branch.pretrained is not None
+    source = branch.pretrained.source
+    given = None if source.startswith("timm:") else {"state_dict": read_source(source)}
+    try:
+        model = build_timm(branch.name, branch.options, pretrained=True, pretrained_cfg_overlay=given)
+    except (OSError, RuntimeError) as error:
+        reason = " ".join((str(error) or type(error).__name__).split())
+        advice = "check the connection" if given is None else "give the whole model's weights, head included"
+        raise ValueError(f"{origin} cannot be loaded ({reason}): {advice}") from error
+    state = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    check_values(state, origin)
+    return state
+
+
+def _branch_state(branch: Branch, name: str) -> State:
+    assert branch.pretrained is not None
+    source, family = branch.pretrained.source, branch.pretrained.family
+    origin = f"{name}: {source}"
+    if isinstance(branch, TimmBranch):
+        return timm_state(branch, origin)
+    return convert_branch(read_source(source), branch, family, origin)
+
+
 def load_pretrained(model: nn.Module) -> list[str]:
     """Load the weights that the branches of a model name, see :class:`Pretrained`; all of them or none.
 
@@ -362,8 +402,7 @@ def load_pretrained(model: nn.Module) -> list[str]:
     converted: dict[str, tuple[Branch, State]] = {}
     for name, branch in model.named_modules():
         if isinstance(branch, Branch) and branch.pretrained is not None:
-            source, family = branch.pretrained.source, branch.pretrained.family
-            converted[name] = branch, convert_branch(read_source(source), branch, family, f"{name}: {source}")
+            converted[name] = branch, _branch_state(branch, name)
     for name, (branch, state) in converted.items():
         branch.load_state_dict(state, strict=True)
         _logger.info(f"{name} starts from {branch.pretrained.source}" if branch.pretrained else name)

@@ -1,0 +1,142 @@
+"""The published models by name: what they are made of and where their weights are."""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from ..backbone import PIIP
+from ..branches import ViTBranch
+from ..flops.recipes import VIT_SIZES
+from ..weights import model_zoo
+
+__all__ = ["MODELS", "Entry", "find", "list_models"]
+
+_IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+_HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))  # (x - 127.5) / 127.5 on 8-bit pixels
+_CLASSIFIER_URL = "https://huggingface.co/OpenGVLab/PIIP/resolve/main/classification/{}.pth"
+_DETECTOR_DROP_PATH = {"T": 0.05, "S": 0.05, "B": 0.15, "L": 0.40}
+_CLASSIFIER_DROP_PATH = {"T": 0.05, "S": 0.05, "B": 0.2, "L": 0.4}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A published model: its branches, smallest model first, and where its weights are."""
+
+    letters: str
+    sizes: tuple[int, ...]
+    released: str | None  # a row of the model zoo, or the name of a classifier's file
+    window: int | None = None
+    classifier: str | None = None  # "deit", "augreg" or "scratch"
+
+    @property
+    def url(self) -> str | None:
+        """Where the released weights are; None where none were."""
+        if self.released is None:
+            return None
+        if self.classifier:
+            return _CLASSIFIER_URL.format(self.released)
+        return model_zoo.get(self.released).url
+
+    def build(self) -> PIIP:
+        """The network, without pyramid or classifier, starting at random."""
+        if self.classifier == "scratch":
+            return _piip_b(self.sizes)
+        branches = [
+            self._branch(*branch) for branch in zip(reversed(self.letters), reversed(self.sizes), strict=True)
+        ]
+        return PIIP(branches, self.sizes[::-1], merge=None if self.classifier else "conv")
+
+    def _branch(self, letter: str, size: int) -> ViTBranch:
+        dim, depth, heads = VIT_SIZES[letter]
+        options: dict[str, Any] = {"window_sizes": self.window, "drop_path_rate": _DETECTOR_DROP_PATH[letter]}
+        if self.classifier:
+            is_augreg = self.classifier == "augreg"
+            options = {
+                "pretrain_image_size": size,
+                "drop_path_rate": _CLASSIFIER_DROP_PATH[letter],
+                "layer_scale": None if is_augreg else 1.0,
+                "pos_embed_has_cls": is_augreg,
+                "class_token": True,
+            }
+        return ViTBranch(embed_dim=dim, depth=depth, num_heads=heads, **options)
+
+    def pretrained_cfg(self, name: str) -> dict[str, Any]:
+        """What timm calls so: where the weights are, and how images have to look."""
+        side = max(self.sizes)
+        mean, std = _IMAGENET if self.classifier else _HALF
+        return {
+            "architecture": name.partition(".")[0],
+            "tag": name.partition(".")[2],
+            "url": self.url,
+            "num_classes": 1000 if self.classifier else 0,
+            "input_size": (3, side, side),
+            "interpolation": "bicubic" if self.classifier else "bilinear",
+            "crop_pct": 1.0,
+            "crop_mode": "center" if self.classifier else "border",  # detectors see the whole image
+            "mean": mean,
+            "std": std,
+        }
+
+
+def _piip_b(sizes: tuple[int, ...]) -> PIIP:
+    """PIIP-B of Appendix C: trained from scratch, one head on the merged map, branch 3 in windows of 16."""
+    branches = [
+        ViTBranch(
+            embed_dim=dim,
+            depth=12,
+            num_heads=head,
+            pretrain_image_size=size,
+            window_sizes=16 if size == max(sizes) else None,
+        )
+        for dim, head, size in zip((640, 320, 160), (8, 4, 2), reversed(sizes), strict=True)
+    ]
+    return PIIP(branches, sizes[::-1], merge="linear")
+
+
+def _published() -> dict[str, Entry]:
+    entries = {}
+    for released in model_zoo.RELEASED:
+        match = re.fullmatch(r"mask_rcnn_(piip_(tsbl|tsb|sbl)_([\d_]+))_1x", released.config)
+        if match:
+            sizes = tuple(int(size) for size in match[3].split("_"))
+            window = 14 if match[2] == "tsb" else 28
+            entries[match[1]] = Entry(match[2].upper(), sizes, released.name, window)
+    for letters, sizes, kind, tag in (
+        ("TSB", (368, 192, 128), "deit", "deit1"),
+        ("SBL", (320, 160, 96), "augreg", "augreg"),
+        ("SBL", (384, 192, 128), "augreg", "augreg"),
+    ):
+        models, side = letters.lower(), [str(size) for size in sizes]
+        file = f"piip_3branch_{models}_{'-'.join(side)}_cls_token_{tag}"
+        entries[f"piip_{models}_{'_'.join(side)}.in1k"] = Entry(letters, sizes, file, classifier=kind)
+    entries["piip_b_512_256_128"] = Entry("", (512, 256, 128), None, classifier="scratch")
+    return entries
+
+
+MODELS = _published()
+
+
+def list_models(pattern: str = "*", *, pretrained: bool = False) -> list[str]:
+    """Names that :func:`create_model` takes, in alphabetical order.
+
+    Args:
+        pattern: shell pattern that they match.
+        pretrained: leave out those for which no weights were released.
+    """
+    names = fnmatch.filter(MODELS, pattern)
+    return sorted(name for name in names if MODELS[name].released or not pretrained)
+
+
+def find(name: str) -> Entry:
+    """The model of a name.
+
+    Raises:
+        ValueError: there is none; the error names those that come near.
+    """
+    if name not in MODELS:
+        near = list_models(f"*{name.removeprefix('piip_').split('_')[0]}*") or list_models()
+        raise ValueError(f"unknown model '{name}': expected one of {', '.join(near)}")
+    return MODELS[name]
