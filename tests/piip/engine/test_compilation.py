@@ -30,8 +30,8 @@ def gradients(model: nn.Module, images: torch.Tensor) -> dict[str, torch.Tensor]
 def test_no_graph_breaks_and_no_recompilation_from_batch_to_batch() -> None:
     """Checkpointed blocks that differ in their rate of drop path only, and the interactions after them.
 
-    Six parts share two graphs, or three: the first block sees the map as the patch embedding lays it out. Other
-    batches and sizes add none, and results are those without the compiler.
+    Six parts share two graphs, or three: the first block sees the map as the patch embedding lays it out.
+    Other batches and sizes add none, and results are those without the compiler.
     """
     torch._dynamo.reset()
     options = {"drop_path_rate": 0.2, "drop_path_schedule": "linear"}
