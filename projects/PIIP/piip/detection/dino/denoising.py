@@ -81,8 +81,7 @@ def make_queries(
     drawn = _draw(draws, len(known_labels), num_classes, label_noise, known_boxes)
 
     changed = drawn["label_uniform"] < label_noise * 0.5
-    noisy_labels = known_labels.clone()
-    noisy_labels[changed] = drawn["label_new"].to(noisy_labels)
+    noisy_labels = torch.where(changed, drawn["label_new"], known_labels)
     negative = torch.arange(copies, device=device).remainder(2).repeat_interleave(total)  # by turns
     part = (drawn["box_uniform"].to(dtype) + negative[:, None]) * (drawn["box_sign"].to(dtype) * 2 - 1)
     half = known_boxes[:, 2:] / 2
@@ -111,15 +110,19 @@ def _draw(
     label_noise: float,
     like: Tensor,
 ) -> Mapping[str, Tensor]:
-    if draws is not None:
-        named = draws if isinstance(draws, Mapping) else dict(zip(DRAWS, draws, strict=True))
-        return {name: named[name].to(like.device) for name in DRAWS}
-    uniform = torch.rand(number, device=like.device)
-    # as many as there are labels: counting those that change would wait for the device
-    new = torch.randint(num_classes, (number,), device=like.device)
-    return {
-        "label_uniform": uniform,
-        "label_new": new[uniform < label_noise * 0.5],
-        "box_sign": torch.randint(2, (number, 4), device=like.device),
-        "box_uniform": torch.rand(number, 4, device=like.device),
-    }
+    """The random numbers, with a new label for every label: those that change are chosen on the device.
+
+    Of those given there are as many new labels as change.
+    """
+    if draws is None:
+        return {
+            "label_uniform": torch.rand(number, device=like.device),
+            "label_new": torch.randint(num_classes, (number,), device=like.device),
+            "box_sign": torch.randint(2, (number, 4), device=like.device),
+            "box_uniform": torch.rand(number, 4, device=like.device),
+        }
+    named = draws if isinstance(draws, Mapping) else dict(zip(DRAWS, draws, strict=True))
+    drawn = {name: named[name].to(like.device) for name in DRAWS}
+    new = torch.zeros(number, dtype=torch.int64, device=like.device)
+    new[drawn["label_uniform"] < label_noise * 0.5] = drawn["label_new"].to(new)
+    return {**drawn, "label_new": new}
