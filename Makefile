@@ -9,7 +9,7 @@ DETECTRON2_COMMIT := 02b5c4e295e990042a714712c21dc79b731e8833
 DETECTRON2 ?= git+https://github.com/facebookresearch/detectron2.git@$(DETECTRON2_COMMIT)
 
 .DELETE_ON_ERROR:
-.PHONY: help setup check-detectron2 demo demo-segmentation demo-multimodal test browser docs check-cuda sanitize bench tables zoo-check lint format
+.PHONY: help setup check-detectron2 demo demo-segmentation demo-classification demo-multimodal test browser docs check-cuda sanitize bench tables zoo-check lint format
 
 help: ## List the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -69,8 +69,19 @@ demo-multimodal: setup ## Train a small PIIP-LLaVA to answer questions about dra
 	    --data datasets/questions/val.json --images datasets/questions
 	$(BIN)/python tools/ask.py --model outputs/demo-multimodal --template short \
 	    --image datasets/questions/val/000000.png "how many discs?" "how many squares?" "how many triangles?"
+
+CLASSIFIER_CONFIG := configs/quick/classifier_piip_96_48_24_patterns.py
+
+demo-classification: setup ## Train a small PIIP classifier on the CPU, evaluate it, draw what it says
+	$(BIN)/python tools/make_patterns.py
+	$(BIN)/python tools/train_classifier.py --config-file $(CLASSIFIER_CONFIG)
+	$(BIN)/python tools/demo.py --config-file $(CLASSIFIER_CONFIG) \
+	    --weights outputs/demo-classification/model_final.pth \
+	    --input "$${DETECTRON2_DATASETS:-datasets}"/patterns/val/*/0000[0-4]*.png \
+	    --output outputs/demo-classification/pictures
+
 # What Detectron2's own imports warn of would drown the lines that matter.
-demo demo-segmentation demo-multimodal: export PYTHONWARNINGS := ignore
+demo demo-segmentation demo-classification demo-multimodal: export PYTHONWARNINGS := ignore
 
 # One process a core and one thread each: most tests are too small for two threads to help them.
 test: setup ## All tests
