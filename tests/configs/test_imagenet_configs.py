@@ -1,4 +1,4 @@
-"""Every classifier of the paper has a config; what was released has its names, what was published its cost."""
+"""Each classifier of the paper has a config; what was released has its names, what was published its cost."""
 
 from __future__ import annotations
 
