@@ -35,6 +35,17 @@ class PIIPTower(nn.Module):
         if pre_logits_dim is not None:
             self.pre_logits = nn.Linear(pre_logits_dim, pre_logits_dim).requires_grad_(False)
 
+    def freeze_unused(self) -> None:
+        """Ask for no gradients of what checkpoints carry and nothing uses: training would wait for them."""
+        unused = [
+            branch.post_layernorm if isinstance(branch, CLIPBranch) else branch.norm
+            for branch in self.piip.branches
+            if isinstance(branch, CLIPBranch | ConvNeXtBranch)
+        ]
+        for module in (*unused, self.pre_logits):
+            if module is not None:
+                module.requires_grad_(False)
+
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """From images ``(B, 3, S, S)`` to the maps of both branches, ``(B, C_j, h_j, w_j)``.
 

@@ -90,6 +90,7 @@ def _set_trainable(model: PIIPLlavaForConditionalGeneration, trainable: str, hal
         model.model.multi_modal_projector.requires_grad_(True).float()
     else:
         model.float()
+        model.model.vision_tower.tower.freeze_unused()  # loading forgets what was frozen
 
 
 def train(settings: StageSettings, arguments: TrainingArguments) -> dict[str, float]:
