@@ -102,6 +102,7 @@ docs: $(STAMPS)/requirements ## The documentation site, in build/site
 check-cuda: setup ## Compile the CUDA sources (with nvcc) and test them in an emulation: no GPU needed
 	$(BIN)/python -m piip_ops.compile_cuda --arch 80 90
 	PIIP_OPS_DEVICE=emulated-cuda OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto tests/piip_ops
+	tools/gpu_report.sh --dry-run --output build/gpu-report
 
 sanitize: setup ## Run the CPU kernels and the emulated CUDA kernels under the address sanitizer
 	tools/sanitize_ops.sh

@@ -1,6 +1,7 @@
 """Times the operators against their reference, side by side in one process: ``tools/benchmark.py ops``."""
 
 import argparse
+import json
 import os
 import statistics
 import sys
@@ -8,6 +9,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -79,6 +82,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=int, default=2, help="of the CPU")
     parser.add_argument("--runs", type=int, default=9, help="timed calls, whose median counts")
     parser.add_argument("--only", default="", help="cases whose name contains this")
+    parser.add_argument("--output", type=Path, help="write the rows there as JSON, too")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -89,8 +93,9 @@ def run(args: argparse.Namespace) -> None:
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {build_info()}")
-    if args.device == "cuda":
-        print(f"{torch.cuda.get_device_name()}, copy bandwidth {_copy_bandwidth() / 1e9:.0f} GB/s")
+    bandwidth = _copy_bandwidth() if args.device == "cuda" else None
+    if bandwidth:
+        print(f"{torch.cuda.get_device_name()}, copy bandwidth {bandwidth / 1e9:.0f} GB/s")
     settings = " ".join(f"{name}={value}" for name, value in HEAP_SETTINGS.items())
     timed = f"{args.runs} runs of {GPU_CALLS} calls" if args.device == "cuda" else f"{args.runs} calls"
     print(f"{settings}; median of {timed} after a throwaway one; offsets of 2 px standard deviation;")
@@ -98,31 +103,58 @@ def run(args: argparse.Namespace) -> None:
     header = f"{'case':32} {'B':>2} {'dtype':9} {'reference':>9} {'operator':>9} {'ratio':>6}"
     print(
         f"{header}  {'ref f+b':>9} {'op f+b':>9} {'ratio':>6}  load"
-        + ("   GB/s" if args.device == "cuda" else "")
+        + ("   GB/s  f+b GB/s" if bandwidth else "")
     )
+    rows = []
     for case in CASES:
         if args.only not in case.name:
             continue
         for batch in args.batch:
             for dtype in args.dtype:
-                print(_row(case, batch, dtype, args), flush=True)
+                rows.append(_measure(case, batch, dtype, args))
+                print(_line(rows[-1], bandwidth is not None), flush=True)
+    if args.output:
+        content = {
+            "torch": torch.__version__,
+            "build": build_info(),
+            "copy_bytes_per_s": bandwidth,
+            "rows": rows,
+        }
+        args.output.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
-def _row(case: Case, batch: int, dtype: str, args: argparse.Namespace) -> str:
+def _measure(case: Case, batch: int, dtype: str, args: argparse.Namespace) -> dict[str, Any]:
+    """Medians in milliseconds, and the bytes that each pass cannot help to move.
+
+    Forward reads its inputs and writes its output. Backward reads the inputs again, and the output's
+    gradient, and writes one for each input.
+    """
     inputs = _inputs(case, batch, DTYPES[dtype], args.device)
     cross = case.query_size > 0
     operator, reference = _call(case, cross, True), _call(case, cross, False)
-    forward = [_median(partial(_forward, attend, inputs), args) for attend in (reference, operator)]
-    backward = [_median(partial(_forward_backward, attend, inputs), args) for attend in (reference, operator)]
-    row = f"{case.name:32} {batch:2} {dtype:9}"
-    for slow, fast in (forward, backward):
-        row += f" {slow * 1e3:9.3f} {fast * 1e3:9.3f} {slow / fast:6.1f} "
-    row += f" {os.getloadavg()[0]:4.1f}"
-    if args.device == "cuda":
-        with torch.no_grad():
-            moved = sum(t.numel() * t.element_size() for t in (*inputs, operator(*inputs)))
-        row += f" {moved / forward[1] / 1e9:6.0f}"
+    row: dict[str, Any] = {"case": case.name, "batch": batch, "dtype": dtype}
+    for name, attend in (("reference", reference), ("operator", operator)):
+        row[f"{name}_forward_ms"] = 1e3 * _median(partial(_forward, attend, inputs), args)
+        row[f"{name}_forward_backward_ms"] = 1e3 * _median(partial(_forward_backward, attend, inputs), args)
+    with torch.no_grad():
+        out = operator(*inputs)
+    read, written = (sum(t.numel() * t.element_size() for t in tensors) for tensors in (inputs, [out]))
+    row["forward_bytes"] = read + written
+    row["forward_backward_bytes"] = 3 * read + 2 * written
+    row["load"] = os.getloadavg()[0]
     return row
+
+
+def _line(row: dict[str, Any], bandwidth: bool) -> str:
+    line = f"{row['case']:32} {row['batch']:2} {row['dtype']:9}"
+    for step in ("forward", "forward_backward"):
+        slow, fast = row[f"reference_{step}_ms"], row[f"operator_{step}_ms"]
+        line += f" {slow:9.3f} {fast:9.3f} {slow / fast:6.1f} "
+    line += f" {row['load']:4.1f}"
+    if bandwidth:
+        for step, width in (("forward", 6), ("forward_backward", 9)):
+            line += f" {row[f'{step}_bytes'] / row[f'operator_{step}_ms'] / 1e6:{width}.0f}"
+    return line
 
 
 def _inputs(case: Case, batch: int, dtype: torch.dtype, device: str) -> tuple[Tensor, Tensor, Tensor]:

@@ -4,7 +4,9 @@
 tools/lazyconfig_train_net.py --config-file CONFIG [--num-gpus N] [--resume] [--eval-only] [key=value ...]
 """
 
+import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 from piip.engine.command_line import argument_parser, tool
 
@@ -24,10 +26,11 @@ Examples:
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line."""
     from detectron2.engine import default_argument_parser
-    from torch.multiprocessing.spawn import ProcessRaisedException
+    from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException
 
     from piip.engine.launching import start
     from piip.engine.own_data import without_overrides
+    from piip.engine.preemption import EXIT_STATUS, passed_on
     from piip.engine.train import main as train
 
     parser = argument_parser(default_argument_parser(EPILOG))
@@ -45,7 +48,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not args.config_file:
         parser.error("--config-file is required")
     try:
-        start(train, args)
+        with passed_on() if args.num_gpus > 1 else nullcontext():
+            start(train, args)
+    except ProcessExitedException as error:
+        if error.exit_code != EXIT_STATUS:
+            raise
+        sys.exit(EXIT_STATUS)
     except ProcessRaisedException as error:  # its text is the worker's traceback
         if args.traceback:
             raise

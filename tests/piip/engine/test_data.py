@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import itertools
 import logging
+import os
+import pickle
 import random
+import signal
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,8 +21,18 @@ from ... import require
 
 require.detectron2()
 
+from detectron2.config import instantiate
+from detectron2.structures import BitMasks, Boxes, Instances
+from detectron2.utils.serialize import PicklableWrapper
+
+from piip.engine import prefetch
+from piip.engine.config import load_config
 from piip.engine.data import BatchSampler, TrainLoader
+from piip.engine.prefetch import Prefetcher, to_device
+from piip.engine.workers import DataError
 from piip.seeding import mix_seed
+
+from ..tiny_config import QUICK_CONFIG
 
 
 def take(sampler: BatchSampler, number: int) -> list[list[tuple[int, int]]]:
@@ -130,8 +144,131 @@ def test_unreadable_images_are_replaced_and_counted(
     assert list(itertools.islice(with_broken(0, 5), 3)) == batches[5:8]
 
 
+@pytest.mark.parametrize(
+    "config",
+    [
+        "COCO/mask_rcnn_piip_tsb_1120_896_448_1x.py",
+        "COCO/mask_rcnn_piip_h6b_1024_512_1x.py",
+        "COCO/vitdet_recipe/mask_rcnn_piip_tsb_1120_896_448_100ep.py",
+        "ADE20K/upernet_piip_tsb_896_448_336_160k.py",
+    ],
+)
+def test_augmentations_reach_workers(config: str) -> None:
+    """They are sent to processes that share nothing with this one: resizes, crops, jitter, colours."""
+    mapper = load_config(str(QUICK_CONFIG.parents[1] / config)).dataloader.train.mapper
+    made = instantiate(mapper)
+    again = pickle.loads(pickle.dumps(PicklableWrapper(made)))
+    assert type(again) is type(made)
+    assert len(again.augmentations.augs) == len(mapper.augmentations)
+
+
 def test_nothing_but_unreadable_images_is_an_error() -> None:
     records = [{"width": 2, "height": 1, "index": i, "file_name": f"broken-{i}"} for i in range(3)]
     made = TrainLoader(records, mapper=open_or_fail, total_batch_size=2)
     with pytest.raises(ValueError, match=r"10 images in a row cannot be used, lastly broken-\d \(OSError"):
         next(iter(made))
+
+
+class DyingMapper:
+    """Kills its process, as the kernel does when memory runs out, at some images.
+
+    Args:
+        folder: where deaths are noted.
+        once, always: indices of images; at the one only the first time, at the other each time.
+    """
+
+    def __init__(self, folder: Path, once: int = -1, always: int = -1) -> None:
+        self.folder, self.once, self.always = folder, once, always
+
+    def __call__(self, record: dict[str, Any]) -> dict[str, Any]:
+        index = record["index"]
+        if index == self.always or (index == self.once and not (self.folder / "died").exists()):
+            (self.folder / "died").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return draw_numbers(record)
+
+
+def with_deaths(folder: Path, **indices: int) -> TrainLoader:
+    records = [{"index": i, "width": 2, "height": 1, "file_name": f"{i}.jpg"} for i in range(6)]
+    made = TrainLoader(records, mapper=DyingMapper(folder, **indices), total_batch_size=2, num_workers=2)
+    made.set_position(7, 1)
+    return made
+
+
+def test_a_worker_that_dies_is_named_and_replaced(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """No batch is left out, none comes twice, and this process's random numbers stay as they were."""
+    expected = list(itertools.islice(with_deaths(tmp_path), 6))
+    before = torch.get_rng_state()
+    with caplog.at_level(logging.WARNING, logger="detectron2.piip"):
+        assert list(itertools.islice(with_deaths(tmp_path, once=3), 6)) == expected
+    assert torch.equal(torch.get_rng_state(), before)
+    (line,) = [record.getMessage() for record in caplog.records if "data worker" in record.getMessage()]
+    assert "was killed by SIGKILL, as the kernel does where memory runs out: loading goes on" in line
+
+
+def test_workers_that_die_again_and_again_are_an_error(tmp_path: Path) -> None:
+    """It names the images."""
+    with pytest.raises(DataError, match=r"died 3 times in a row over batch \d.*\b3\.jpg") as caught:
+        list(itertools.islice(with_deaths(tmp_path, always=3), 6))
+    assert "\n" not in str(caught.value)
+
+
+def annotated() -> list[dict[str, Any]]:
+    instances = Instances((4, 4), gt_boxes=Boxes(torch.ones(2, 4)), gt_masks=BitMasks(torch.ones(2, 4, 4)))
+    instances.gt_classes = torch.zeros(2)
+    return [{"image": torch.zeros(3, 4, 4), "instances": instances, "file_name": "a.jpg"}]
+
+
+def test_what_goes_to_the_device() -> None:
+    """Every tensor, annotations included; all else stays."""
+    (moved,) = to_device(annotated(), torch.device("meta"))
+    assert moved["file_name"] == "a.jpg"
+    tensors = list(prefetch._tensors([moved]))
+    assert len(tensors) == 4
+    assert all(tensor.is_meta for tensor in tensors)
+
+
+class FakeGPU:
+    """Stands for `torch.cuda`: notes in which order copies are waited for."""
+
+    def __init__(self) -> None:
+        self.waited: list[int] = []
+        self.recorded = itertools.count()
+
+    def Stream(self, device: torch.device) -> FakeGPU:  # noqa: N802 - torch.cuda's name
+        return self
+
+    def stream(self, stream: FakeGPU) -> FakeGPU:
+        return self
+
+    device = current_stream = stream
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, *error: object) -> None: ...
+
+    def record_event(self) -> int:
+        return next(self.recorded)
+
+    def wait_event(self, event: int) -> None:
+        self.waited.append(event)
+
+
+def test_batches_are_copied_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In order, each waited for before it is used, at most three ahead; an error comes in its place."""
+    gpu, taken = FakeGPU(), []
+
+    def batches() -> Any:
+        for number in range(6):
+            taken.append(number)
+            yield [{"image": number}]
+        raise DataError("no more")
+
+    monkeypatch.setattr(prefetch.torch, "cuda", gpu)
+    ahead = Prefetcher(batches(), torch.device("meta"))
+    for number in range(6):
+        assert next(ahead) == [{"image": number}]
+        assert gpu.waited == list(range(number + 1))
+        assert len(taken) <= number + 1 + 3  # two are ready, one is being put there
+    with pytest.raises(DataError, match="no more"):
+        next(ahead)

@@ -11,6 +11,7 @@ from typing import Any
 from detectron2.evaluation import COCOEvaluator as Detectron2Evaluator
 
 from .annotations import sensible_annotations
+from .predict import InstanceRenderer
 
 __all__ = ["COCOEvaluator", "summary"]
 
@@ -44,6 +45,10 @@ class COCOEvaluator(Detectron2Evaluator):
             self._coco_api.dataset = sensible_annotations(self._coco_api.dataset).content
             with contextlib.redirect_stdout(io.StringIO()):
                 self._coco_api.createIndex()
+
+    def renderer(self) -> InstanceRenderer:
+        """What draws a detector's output in an evaluation."""
+        return InstanceRenderer(self._metadata)
 
     def summary(self, results: Mapping[str, Mapping[str, float]]) -> str:
         """The lines to log after an evaluation; `results` as :func:`summary` takes them."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,7 +13,8 @@ from torch import nn
 
 from ..weights.differences import differences
 from ..weights.formats import published_format
-from ..weights.tensor_file import check_finite, read_file, state_dict_of, unwrap
+from ..weights.tensor_file import check_finite, read_file, state_dict_of, unwrap, write_file
+from ..weights.whole_file import whole_file
 
 METADATA = "metadata"
 """Key of a checkpoint under which the names of its classes are."""
@@ -116,10 +118,15 @@ class Checkpointer(DetectionCheckpointer):
         return loaded
 
     def save(self, name: str, **kwargs: Any) -> None:
-        """Write `name`.pth, unless the weights have diverged: the checkpoint before stays the last one then.
+        """Write `name`.pth, whole or not at all; only then is it the last checkpoint.
+
+        Args:
+            name: without suffix.
+            kwargs: what else to keep, plain containers of tensors, numbers and strings.
 
         Raises:
             FloatingPointError: a parameter is infinite or NaN.
+            OSError: the disk takes no more.
         """
         for key, parameter in self.model.named_parameters():
             if not torch.isfinite(parameter).all():
@@ -127,7 +134,20 @@ class Checkpointer(DetectionCheckpointer):
                     f"checkpoint {name} not written: parameter {key} is infinite or NaN; "
                     f"the last good checkpoint is {self.get_checkpoint_file() or 'none'}"
                 )
-        super().save(name, **({METADATA: self.metadata} if self.metadata else {}), **kwargs)
+        if not self.save_dir or not self.save_to_disk:
+            return
+        target = Path(self.save_dir, f"{name}.pth")
+        self.logger.info(f"Saving checkpoint to {target}")
+        content = {"model": self.model.state_dict()}
+        content |= {key: part.state_dict() for key, part in self.checkpointables.items()}
+        content |= {METADATA: self.metadata} if self.metadata else {}
+        write_file(content | kwargs, target)
+        self.tag_last_checkpoint(target.name)
+
+    def tag_last_checkpoint(self, last_filename_basename: str) -> None:
+        """Name the file that a resumed run continues from."""
+        with whole_file(Path(self.save_dir, "last_checkpoint")) as file:
+            file.write(last_filename_basename.encode())
 
     def _load_file(self, filename: str) -> dict[str, Any]:
         if filename.endswith(".safetensors"):

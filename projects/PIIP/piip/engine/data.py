@@ -14,11 +14,13 @@ import torch
 from detectron2.data.common import DatasetFromList
 from detectron2.data.samplers import RepeatFactorTrainingSampler
 from detectron2.utils import comm
+from detectron2.utils.serialize import PicklableWrapper
 from PIL.Image import DecompressionBombError
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ..seeding import mix_seed, seed_all
-from ..workers import leave_the_end_to_training
+from .prefetch import Prefetcher
+from .workers import START_METHOD, preload, start_worker, surviving
 
 _logger = logging.getLogger("detectron2.piip")
 
@@ -145,8 +147,12 @@ class TrainLoader:
 
     That holds with any number of workers, so a run that stopped goes on exactly where it was: `set_position`
     before the first batch. An image that cannot be read is named once in the log and counted in `skipped`;
-    another takes its place. A batch is the list of what `mapper` returned, as Detectron2's models take it.
+    another takes its place. A worker that dies is named in the log and replaced. A batch is the list of what
+    `mapper` returned, as Detectron2's models take it.
     Without workers, loading reseeds this process's generators; the trainer seeds them again before each step.
+
+    Attributes:
+        device: where batches are wanted. For a GPU, workers' batches are pinned and copied ahead.
     """
 
     def __init__(
@@ -156,6 +162,7 @@ class TrainLoader:
         mapper: Mapper,
         total_batch_size: int,
         num_workers: int = 0,
+        prefetch_factor: int = 2,
         aspect_ratio_grouping: bool = True,
         repeat_threshold: float | None = None,
     ) -> None:
@@ -165,6 +172,7 @@ class TrainLoader:
             mapper: turns one into what the model takes, such as `DatasetMapper`.
             total_batch_size: images a batch over all processes.
             num_workers: processes that load data; 0 to load in the training process.
+            prefetch_factor: batches that each of them reads ahead.
             aspect_ratio_grouping: batch wide images with wide ones and tall with tall, which saves padding.
             repeat_threshold: images of classes in a smaller share of the images than this come more often,
                 sqrt(threshold / share) times an epoch (LVIS, arXiv 1908.03195, section 5); None for once.
@@ -186,7 +194,8 @@ class TrainLoader:
             else RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(dataset, repeat_threshold)
         )
         self.records = DatasetFromList(dataset, copy=False)
-        self.mapper, self.num_workers = mapper, num_workers
+        self.mapper, self.num_workers, self.prefetch_factor = mapper, num_workers, prefetch_factor
+        self.device = torch.device("cpu")
         self.seed, self.start = 0, 0
         self.skipped: dict[str, str] = {}
 
@@ -195,24 +204,48 @@ class TrainLoader:
         self.seed, self.start = seed, iteration
 
     def __iter__(self) -> Iterator[list[dict[str, Any]]]:
-        sampler = BatchSampler(
+        batches: Iterator[list[dict[str, Any]]]
+        if self.num_workers:
+            preload(__name__, type(self.mapper).__module__)
+            batches = surviving(self._load, self.start, self._images_of)
+            if self.device.type == "cuda":
+                batches = Prefetcher(batches, self.device)
+        else:
+            batches = iter(self._load(self.start))
+        return map(self._note_skipped, batches)
+
+    def _sampler(self, start: int) -> BatchSampler:
+        return BatchSampler(
             self.num_images,
             self.batch_size,
             seed=mix_seed(self.seed),
-            start=self.start,
+            start=start,
             rank=comm.get_rank(),
             world_size=comm.get_world_size(),
             wide=self.wide,
             repeats=self.repeats,
         )
-        batches = DataLoader(
-            _SeededSamples(self.records, self.mapper, self.seed),
-            batch_sampler=sampler,
+
+    def _load(self, start: int) -> DataLoader[Any]:
+        """Batches from number `start` on."""
+        ahead = self.num_workers > 0
+        return DataLoader(
+            # the wrapper lets mappers be lambdas, as in the rest of a LazyConfig
+            _SeededSamples(self.records, PicklableWrapper(self.mapper) if ahead else self.mapper, self.seed),
+            batch_sampler=self._sampler(start),
             num_workers=self.num_workers,
             collate_fn=_as_list,
-            worker_init_fn=leave_the_end_to_training,
+            worker_init_fn=start_worker,
+            multiprocessing_context=START_METHOD if ahead else None,
+            prefetch_factor=self.prefetch_factor if ahead else None,
+            pin_memory=ahead and self.device.type == "cuda",
+            generator=torch.Generator(),  # it draws a seed: not from the numbers that the training step draws
         )
-        return map(self._note_skipped, batches)
+
+    def _images_of(self, number: int) -> list[str]:
+        """Files of a batch."""
+        draws = next(iter(self._sampler(number)))
+        return [str(self.records[index].get("file_name", f"image {index}")) for index, _ in draws]
 
     def _note_skipped(self, batch: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Say once of each file that it cannot be used; workers tell by what they put into their samples."""
@@ -255,4 +288,8 @@ def evaluation_loader(
     loader: DataLoader[Any] = detectron2.data.build_detection_test_loader(
         dataset, mapper=_NamesItsFile(mapper), num_workers=num_workers
     )
+    if num_workers:
+        preload(__name__, type(mapper).__module__)
+        loader.multiprocessing_context = START_METHOD
+        loader.worker_init_fn = start_worker
     return loader

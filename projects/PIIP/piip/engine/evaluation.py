@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,12 +12,16 @@ from detectron2.config import instantiate
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import inference_on_dataset, print_csv_format
 from detectron2.utils import comm
+from detectron2.utils.events import get_event_storage, has_event_storage
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from ..numerics import autocast
 from .ema import AverageWeights
+from .pictures import Pictures
+from .preemption import leave_if_told
 from .sharding import unsharded
+from .workers import DataError
 
 __all__ = ["class_names", "evaluate", "evaluate_both", "with_tta"]
 
@@ -57,20 +63,53 @@ def with_tta(cfg: DictConfig, model: nn.Module) -> nn.Module:
     return wrapped.eval()
 
 
+class _Images:
+    """A loader that ends between two batches when the process is told to, and fails with `DataError`."""
+
+    def __init__(self, loader: Any) -> None:
+        self.loader = loader
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[Any]:
+        batches = iter(self.loader)
+        for _ in range(len(self)):
+            leave_if_told()
+            try:
+                batch = next(batches)
+            except (RuntimeError, ValueError, OSError) as error:  # of a worker that died, or of an image
+                raise DataError(str(error)) from error
+            yield batch
+
+
 def evaluate(cfg: DictConfig, model: nn.Module) -> dict[str, dict[str, float]]:
     """Run the config's evaluator on its test set, in its `train.eval_precision`, and log the results.
 
+    Where the evaluator offers a `renderer()`, the model's output for `train.pictures` images, by default 4,
+    is drawn into `predictions` in the output folder.
+
     Returns:
         Metrics by task, as the evaluator gives them; empty on all but the main process.
+
+    Raises:
+        DataError: an image cannot be loaded, or a data worker died.
+        Preempted: SIGTERM was received, see `piip.engine.preemption.watch`.
     """
     loader, evaluator = instantiate(cfg.dataloader.test), instantiate(cfg.dataloader.evaluator)
     if isinstance(model, nn.parallel.DistributedDataParallel):
         model = model.module
         for buffer in model.buffers():  # batch norms of several processes see different images in training
             torch.distributed.broadcast(buffer, src=0)
+    evaluators = [evaluator]
+    if comm.is_main_process() and hasattr(evaluator, "renderer"):
+        folder = Path(cfg.train.output_dir, "predictions")
+        if has_event_storage():
+            folder /= f"{get_event_storage().iter:07d}"
+        evaluators.append(Pictures(evaluator.renderer(), folder, len(loader), cfg.train.get("pictures", 4)))
     with unsharded(model), autocast(cfg.train.device, cfg.train.get("eval_precision", "float32")):
         model = with_tta(cfg, model)
-        results: dict[str, dict[str, float]] = inference_on_dataset(model, loader, evaluator)
+        results: dict[str, dict[str, float]] = inference_on_dataset(model, _Images(loader), evaluators)
     if comm.is_main_process():
         print_csv_format(results)
         if hasattr(evaluator, "summary"):

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 from typing import Any
 
 from detectron2.config import instantiate
-from detectron2.engine import default_writers, hooks
+from detectron2.engine import hooks
 from detectron2.engine.train_loop import HookBase
 from detectron2.utils import comm
 from omegaconf import DictConfig
@@ -17,9 +18,12 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from .checkpoint import Checkpointer
 from .ema import AverageWeights, EMAUpdate
 from .evaluation import evaluate_both
+from .monitoring import PartMetrics, Throughput
+from .preemption import Preemption
 from .sharded_checkpoint import ShardedCheckpointer
+from .writers import Logs
 
-__all__ = ["LiveLine", "training_hooks"]
+__all__ = ["LiveLine", "Saving", "training_hooks"]
 
 
 def training_hooks(
@@ -34,17 +38,17 @@ def training_hooks(
         average: of its weights, if one is kept.
     """
     main_process = comm.is_main_process()
+    batch_size = cfg.dataloader.train.total_batch_size
     return [
         hooks.IterationTimer(),
+        PartMetrics(model, cfg.train.log_period),
+        Throughput(batch_size, cfg.train.log_period, cfg.train.device) if main_process else None,
         hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier)),
         EMAUpdate(average) if average else None,
         _checkpoints(cfg, checkpointer),
+        Preemption(),  # once the step is complete, and before an evaluation
         hooks.EvalHook(cfg.train.eval_period, lambda: evaluate_both(cfg, model, average)),
-        hooks.PeriodicWriter(
-            default_writers(cfg.train.output_dir, cfg.train.max_iter), period=cfg.train.log_period
-        )
-        if main_process
-        else None,
+        Logs(cfg) if main_process else None,
         LiveLine() if main_process else None,
     ]
 
@@ -53,7 +57,7 @@ def _checkpoints(cfg: DictConfig, checkpointer: Checkpointer) -> HookBase | None
     if isinstance(checkpointer, ShardedCheckpointer):  # all processes write, and it clears up by itself
         return ShardedCheckpoints(checkpointer, period=cfg.train.checkpointer.period)
     if comm.is_main_process():
-        return hooks.PeriodicCheckpointer(checkpointer, **cfg.train.checkpointer)
+        return Saving(checkpointer, **cfg.train.checkpointer)
     return None
 
 
@@ -62,6 +66,20 @@ class ShardedCheckpoints(hooks.PeriodicCheckpointer):
 
     def after_train(self) -> None:
         self.checkpointer.wait()
+
+
+class Saving(hooks.PeriodicCheckpointer):
+    """Detectron2's, whose `max_to_keep` counts the checkpoints from before the run was stopped, too."""
+
+    def before_train(self) -> None:
+        super().before_train()
+        self.recent_checkpoints = [
+            str(path)
+            for path in sorted(
+                Path(self.checkpointer.save_dir).glob(f"{self.file_prefix}_" + "[0-9]" * 7 + ".pth")
+            )
+            if int(path.stem.rpartition("_")[2]) < self.trainer.start_iter
+        ]
 
 
 class LiveLine(HookBase):
@@ -85,8 +103,9 @@ class LiveLine(HookBase):
 
     def after_step(self) -> None:
         if self._bar is not None and not self._bar.disable:
-            loss, _ = self.trainer.storage.latest()["total_loss"]
-            self._bar.set_postfix_str(f"loss {loss:.3g}", refresh=False)
+            if "total_loss" in self.trainer.storage.latest():  # not before a first step with a finite loss
+                loss, _ = self.trainer.storage.latest()["total_loss"]
+                self._bar.set_postfix_str(f"loss {loss:.3g}", refresh=False)
             self._bar.update()
 
     def after_train(self) -> None:

@@ -12,6 +12,7 @@ __all__ = ["TrainSettings", "complete"]
 
 _CHOICES = {
     "parallel": ("ddp", "fsdp"),
+    "log": ("tensorboard", "wandb"),
     "lr_scaling": ("linear", "sqrt"),
 }
 
@@ -39,6 +40,10 @@ class TrainSettings:
         ema_warmup: let the decay grow towards `ema_decay`, as 1 - (1 + iteration)**(-2/3).
         compile: compile the blocks of branches and interactions, see `piip.engine.compilation`.
         channels_last: keep the weights of convolutions channels-last.
+        skip_nonfinite: steps in a row with an infinite or NaN loss that are passed over.
+        pictures: images on which every evaluation draws what the model finds.
+        log: "tensorboard", or "wandb" for Weights & Biases beside it; `train.wandb` may then hold arguments
+            of `wandb.init`.
     """
 
     seed: int = -1
@@ -54,6 +59,9 @@ class TrainSettings:
     ema_warmup: bool = False
     compile: bool = False
     channels_last: bool = False
+    skip_nonfinite: int = 0
+    pictures: int = 4
+    log: str = "tensorboard"
 
     def __post_init__(self) -> None:
         for name, choices in _CHOICES.items():

@@ -8,6 +8,8 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 from detectron2.config import instantiate
@@ -19,6 +21,8 @@ import piip_ops
 
 from ..seeding import mix_seed, seed_all
 from ..weights.pretrained import load_pretrained
+from ..weights.whole_file import remove_parts
+from .agreement import meet
 from .checkpoint import METADATA, Checkpointer, ClassShapes, check_same_classes
 from .config import load_config
 from .data import TrainLoader
@@ -27,16 +31,21 @@ from .evaluation import class_names, evaluate, with_tta
 from .hooks import training_hooks
 from .launching import restarted
 from .model import build_model, for_prediction, prepare_model
+from .nonfinite import NonfiniteGuard
 from .optim import scale_lr
 from .own_data import use_own_data
+from .preemption import Preempted, watch
+from .run_lock import run_lock
 from .settings import TrainSettings
 from .sharded_checkpoint import ShardedCheckpointer
 from .sharding import is_sharded, load_pretrained_parts
 from .trainer import Trainer
+from .workers import DataError
 
 __all__ = ["Trainer", "build_model", "evaluate", "main", "train", "with_tta"]
 
 _logger = logging.getLogger("detectron2.piip")
+_SAVING = timedelta(minutes=10)  # that a last checkpoint may take
 
 
 def train(cfg: DictConfig, *, resume: bool = False, restartable: ClassShapes | None = None) -> None:
@@ -49,8 +58,10 @@ def train(cfg: DictConfig, *, resume: bool = False, restartable: ClassShapes | N
         restartable: parameters that `train.init_checkpoint` may hold for other classes, see `Checkpointer`.
 
     Raises:
+        DataError: there is no next batch; a checkpoint of the last step is there.
         FloatingPointError: a loss or a weight became infinite or NaN.
         KeyboardInterrupt: Ctrl-C, once the log says how to go on.
+        Preempted: SIGTERM was received; a checkpoint of the last step is there.
         ValueError: the config or a checkpoint does not fit.
     """
     if cfg.train.get("amp", {}).get("enabled", False):
@@ -78,6 +89,7 @@ def train(cfg: DictConfig, *, resume: bool = False, restartable: ClassShapes | N
         precision=settings.precision,
         accumulate=settings.accumulate,
         clip_grad_norm=settings.clip_grad_norm,
+        guard=NonfiniteGuard(settings.skip_nonfinite, cfg.train.output_dir),
     )
     average = None
     if settings.ema_decay:
@@ -105,6 +117,7 @@ def train(cfg: DictConfig, *, resume: bool = False, restartable: ClassShapes | N
         check_same_classes(loaded.get(METADATA, {}), checkpointer.metadata)
     start = trainer.iter + 1 if resumed else 0
     if isinstance(loader, TrainLoader):
+        loader.device = trainer.device
         loader.set_position(trainer.seed, start)
         epochs = cfg.train.max_iter * cfg.dataloader.train.total_batch_size / loader.num_images
         _logger.info(
@@ -114,15 +127,43 @@ def train(cfg: DictConfig, *, resume: bool = False, restartable: ClassShapes | N
         _logger.warning(
             "dataloader.train is not a piip.engine.data.TrainLoader: the order of the images starts anew"
         )
-    try:
-        trainer.train(start, cfg.train.max_iter)
-        if skipped := set().union(*comm.all_gather(getattr(loader, "skipped", {}))):
-            _logger.warning(f"{len(skipped)} images could not be used: others were trained on in their place")
-    except KeyboardInterrupt:
-        last = checkpointer.get_checkpoint_file()
-        way_on = f"--resume continues from {last}" if last else "no checkpoint was saved yet"
-        _logger.error(f"interrupted at iteration {trainer.iter}: {way_on}")
-        raise
+    with watch():
+        try:
+            trainer.train(start, cfg.train.max_iter)
+        except KeyboardInterrupt:
+            _logger.error(f"interrupted at iteration {trainer.iter}: {_way_on(checkpointer)}")
+            raise
+        except (Preempted, DataError) as end:
+            # neither comes in the middle of a step
+            sharded = isinstance(checkpointer, ShardedCheckpointer)
+            # all processes write shards, but an evaluation may have failed in some only
+            alike = isinstance(end, Preempted) or trainer.completed < trainer.iter
+            if alike if sharded else comm.is_main_process():
+                _save_unless_saved(checkpointer, trainer)
+            if comm.is_main_process():
+                told = "told to stop by SIGTERM" if isinstance(end, Preempted) else "stopped"
+                _logger.error(f"{told} after iteration {trainer.completed}: {_way_on(checkpointer)}")
+            meet(_SAVING)  # a launcher ends all soon after the first has ended
+            raise
+    if skipped := set().union(*comm.all_gather(getattr(loader, "skipped", {}))):
+        _logger.warning(f"{len(skipped)} images could not be used: others were trained on in their place")
+
+
+def _save_unless_saved(checkpointer: Checkpointer, trainer: Trainer) -> None:
+    """Save a run between two steps, where it has made any."""
+    done = trainer.completed
+    name, saved = f"model_{done:07d}", Path(checkpointer.get_checkpoint_file()).stem
+    over = done == trainer.max_iter - 1 and saved == "model_final"
+    if done >= trainer.start_iter and saved != name and not over:
+        trainer.iter = done
+        checkpointer.save(name, iteration=done)
+        if isinstance(checkpointer, ShardedCheckpointer):
+            checkpointer.wait()
+
+
+def _way_on(checkpointer: Checkpointer) -> str:
+    last = checkpointer.get_checkpoint_file()
+    return f"--resume continues from {last}" if last else "no checkpoint was saved yet"
 
 
 def main(args: argparse.Namespace) -> None:
@@ -133,6 +174,15 @@ def main(args: argparse.Namespace) -> None:
     """
     cfg = load_config(args.config_file, args.opts)
     restartable = use_own_data(cfg, args.data, train=not args.eval_only)
+    if args.eval_only or not comm.is_main_process():
+        _run(cfg, args, restartable)
+        return
+    with run_lock(cfg.train.output_dir):
+        remove_parts(cfg.train.output_dir)
+        _run(cfg, args, restartable)
+
+
+def _run(cfg: DictConfig, args: argparse.Namespace, restartable: ClassShapes) -> None:
     default_setup(cfg, args)  # logs Detectron2's environment report, which the next line completes
     _logger.info("Attention operator: %s", ", ".join(f"{k}: {v}" for k, v in piip_ops.build_info().items()))
     if args.data:

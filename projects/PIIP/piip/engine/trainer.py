@@ -17,6 +17,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ..numerics import autocast
 from ..seeding import mix_seed, seed_all
+from .agreement import anywhere
+from .nonfinite import NonfiniteGuard
+from .workers import DataError
 
 __all__ = ["Trainer"]
 
@@ -27,6 +30,9 @@ class Trainer(SimpleTrainer):
     What a step draws at random (drop path, sampling of anchors and proposals) depends on (seed, rank,
     iteration) only, so nothing but the seed has to be kept in checkpoints, and evaluation between steps
     changes nothing.
+
+    Attributes:
+        completed: the last iteration whose step is done, -1 before the first of this process.
     """
 
     def __init__(
@@ -39,6 +45,7 @@ class Trainer(SimpleTrainer):
         precision: str = "float32",
         accumulate: int = 1,
         clip_grad_norm: float = 0.0,
+        guard: NonfiniteGuard | None = None,
     ) -> None:
         """
         Args:
@@ -49,10 +56,13 @@ class Trainer(SimpleTrainer):
             precision: "float32" or "bfloat16".
             accumulate: parts that a batch, a list then, is worked through in; see :meth:`run_step`.
             clip_grad_norm: longest gradient; 0 for no clipping.
+            guard: what to do when a loss is not finite; by default training stops.
         """
         super().__init__(model, data_loader, optimizer)
         self.seed, self.precision = seed, precision
         self.accumulate, self.clip_grad_norm = accumulate, clip_grad_norm
+        self.guard = guard or NonfiniteGuard()
+        self.completed = -1
         self.device = next(model.parameters()).device
 
     def run_step(self) -> None:
@@ -63,10 +73,11 @@ class Trainer(SimpleTrainer):
         images; where it is a mean over something else (foreground boxes, say), each part has its own mean.
 
         Raises:
-            FloatingPointError: a loss is infinite or NaN; the weights are as the last step left them.
+            DataError: there is no batch; the weights are as the last step left them.
+            FloatingPointError: a loss is infinite or NaN, and once too often; the weights likewise.
         """
         start = time.perf_counter()
-        batch = next(self._data_loader_iter)
+        batch = self._next_batch()
         data_time = time.perf_counter() - start
         seed_all(mix_seed(self.seed, comm.get_rank(), self.iter))
         self.optimizer.zero_grad()
@@ -76,14 +87,20 @@ class Trainer(SimpleTrainer):
             # FSDP reduces after each part: gradients that wait for the last would be those of the whole model
             waits = number < len(parts) and isinstance(self.model, DistributedDataParallel)
             with self.model.no_sync() if waits else nullcontext():
-                for name, loss in self._backward(part, share).items():
-                    losses[name] = losses[name] + loss if name in losses else loss
+                weighted = self._backward(part, share)
+            if weighted is None:
+                self.optimizer.zero_grad()
+                self.completed = self.iter
+                return
+            for name, loss in weighted.items():
+                losses[name] = losses[name] + loss if name in losses else loss
         self.after_backward()
         if self.clip_grad_norm:
             norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_grad_norm)
             self.storage.put_scalar("grad_norm", norm.full_tensor() if isinstance(norm, DTensor) else norm)
         self._write_metrics(losses, data_time)
         self.optimizer.step()
+        self.completed = self.iter
 
     def _parts(self, batch: Any) -> Iterator[tuple[Any, float]]:
         """A batch in `accumulate` parts as even as can be, each with its share of the images."""
@@ -99,25 +116,58 @@ class Trainer(SimpleTrainer):
         for first, end in itertools.pairwise(ends):
             yield batch[first:end], (end - first) / len(batch)
 
-    def _backward(self, batch: Any, share: float) -> dict[str, torch.Tensor]:
-        """Add the gradient of a part of the batch; returns its losses, weighted."""
+    def _backward(self, batch: Any, share: float) -> dict[str, torch.Tensor] | None:
+        """Add the gradient of a part of a batch; returns its losses, weighted; None to leave the step out."""
+        losses: dict[str, torch.Tensor] = {}
+        problem = ""
         try:
-            with autocast(self.device, self.precision):
-                losses: dict[str, torch.Tensor] = self.model(batch)
+            losses = self._forward(batch)
         except FloatingPointError as error:  # Detectron2's proposals notice before there is a loss
-            raise self._diverged(str(error).rstrip(".")) from error
-        total = torch.stack([loss.float() for loss in losses.values()]).sum()
-        if not torch.isfinite(total):
+            problem = str(error).rstrip(".")
+        total = torch.stack([loss.float() for loss in losses.values()]).sum() if losses else None
+        if total is not None and not torch.isfinite(total):
             values = ", ".join(f"{name} {loss.item():g}" for name, loss in losses.items())
-            raise self._diverged(f"loss is not finite, {values}")
+            problem = f"loss is not finite, {values}"
+        if self.guard.passes_over(
+            self.iter,
+            problem,
+            model=self.model,
+            losses=losses,
+            batch=batch,
+            forward=lambda: self._forward_again(batch),
+        ):
+            return None
+        assert total is not None
         (total * share).backward()
         return {name: loss.detach() * share for name, loss in losses.items()}
 
-    def _diverged(self, reason: str) -> FloatingPointError:
-        return FloatingPointError(
-            f"training diverged at iteration {self.iter} ({reason}): it stops, checkpoints stay as they are; "
-            "lower optimizer.lr or look at the data"
-        )
+    def _next_batch(self) -> Any:
+        """The batch of this iteration.
+
+        Raises:
+            DataError: this process has none, or another has none.
+        """
+        batch, failure = None, None
+        try:
+            batch = next(self._data_loader_iter)
+        except Exception as error:  # noqa: BLE001 - raised below, once all processes know
+            failure = error
+        if not anywhere(failure is not None):
+            return batch
+        if isinstance(failure, DataError):
+            raise failure
+        reason = f"{type(failure).__name__}: {failure}" if failure else "in another process"
+        raise DataError(f"no batch for iteration {self.iter}, {reason}") from failure
+
+    def _forward(self, batch: Any) -> dict[str, torch.Tensor]:
+        with autocast(self.device, self.precision):
+            losses: dict[str, torch.Tensor] = self.model(batch)
+        return losses
+
+    def _forward_again(self, batch: Any) -> dict[str, torch.Tensor]:
+        """With the random numbers of this iteration from their beginning."""
+        seed_all(mix_seed(self.seed, comm.get_rank(), self.iter))
+        return self._forward(batch)
 
     def state_dict(self) -> dict[str, Any]:
         state: dict[str, Any] = super().state_dict()

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from .data import read_labels
 from .heads import IGNORED
+from .predict import SemanticRenderer
 
 __all__ = ["SemanticEvaluator", "confusion", "metrics"]
 
@@ -66,9 +67,9 @@ class SemanticEvaluator(DatasetEvaluator):
     """
 
     def __init__(self, dataset_name: str) -> None:
-        metadata = MetadataCatalog.get(dataset_name)
-        self.names: list[str] = list(metadata.stuff_classes)
-        self.ignore_label: int = metadata.get("ignore_label", IGNORED)
+        self.metadata = MetadataCatalog.get(dataset_name)
+        self.names: list[str] = list(self.metadata.stuff_classes)
+        self.ignore_label: int = self.metadata.get("ignore_label", IGNORED)
         self.reset()
 
     def reset(self) -> None:
@@ -95,6 +96,10 @@ class SemanticEvaluator(DatasetEvaluator):
         """``{"sem_seg": ...}`` as :func:`metrics` gives them; empty on all but the main process."""
         gathered = comm.gather(self.pixels)
         return {"sem_seg": metrics(torch.stack(gathered).sum(0), self.names)} if gathered else {}
+
+    def renderer(self) -> SemanticRenderer:
+        """What draws a segmentor's output in an evaluation."""
+        return SemanticRenderer(self.metadata)
 
     def summary(self, results: Mapping[str, Mapping[str, float]]) -> str:
         """A table with a line a class, to log after an evaluation."""

@@ -16,6 +16,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from .whole_file import whole_file
+
 __all__ = ["check_values", "read_file", "read_state", "state_dict_of", "unwrap", "write_file"]
 
 _CONTAINERS = ("state_dict", "model_state", "model", "module")
@@ -178,19 +180,20 @@ def check_finite(state: Mapping[str, Tensor], origin: object) -> None:
 
 
 def write_file(content: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
-    """Save a dict to ``path``, whole or not at all: it takes its place once it has been written.
+    """Save a dict to ``path``, whole or not at all (see :func:`whole_file`).
 
     Args:
         content: tensors by name; for any other suffix than ``.safetensors`` anything torch.save takes.
         path: ``.safetensors`` or ``.pth``.
+
+    Raises:
+        OSError: the disk takes no more; what was there before is as it was.
     """
-    path = Path(path)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        if path.suffix == ".safetensors":
-            save_file({key: tensor.contiguous() for key, tensor in content.items()}, part)
+    with whole_file(path) as file:
+        if Path(path).suffix == ".safetensors":
+            try:
+                save_file({key: tensor.contiguous() for key, tensor in content.items()}, file.path)
+            except SafetensorError as error:
+                raise OSError(str(error)) from error
         else:
-            torch.save(dict(content), part)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+            torch.save(dict(content), file)

@@ -1,0 +1,63 @@
+"""Pictures of what the model finds, drawn on the way through an evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import cv2
+import numpy as np
+from detectron2.data.detection_utils import read_image
+from detectron2.evaluation import DatasetEvaluator
+from detectron2.utils.events import get_event_storage, has_event_storage
+
+if TYPE_CHECKING:
+    from .predict import Renderer
+
+__all__ = ["Pictures"]
+
+
+class Pictures(DatasetEvaluator):
+    """Draws the outputs for a few images, the same ones in every evaluation, and shows them to the writers.
+
+    Args:
+        renderer: draws them.
+        folder: for the pictures, which are named as their images; made if missing.
+        total: images that will come.
+        number: how many to draw, evenly spread.
+    """
+
+    def __init__(self, renderer: Renderer, folder: Path, total: int, number: int) -> None:
+        self.renderer, self.folder = renderer, folder
+        self.chosen = set(np.linspace(0, total - 1, min(number, total)).astype(int).tolist())
+        self.reset()
+
+    def reset(self) -> None:
+        self.seen = 0
+
+    def process(self, inputs: Sequence[Mapping[str, Any]], outputs: Sequence[Any]) -> None:
+        """Draw those of a batch that were chosen.
+
+        Raises:
+            OSError: a picture cannot be written.
+        """
+        for record, output in zip(inputs, outputs, strict=True):
+            if self.seen in self.chosen:
+                self._draw(record["file_name"], output)
+            self.seen += 1
+
+    def _draw(self, file: str, output: Any) -> None:
+        output = {key: value.to("cpu") for key, value in output.items()}
+        drawn = self.renderer.draw(np.ascontiguousarray(read_image(file, format="BGR")), output)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.folder / f"{Path(file).stem}.jpg"
+        if not cv2.imwrite(str(path), drawn):
+            raise OSError(f"cannot write {path}: check that the folder is writable, and the disk not full")
+        if has_event_storage():
+            picture = np.ascontiguousarray(drawn[:, :, ::-1].transpose(2, 0, 1))
+            get_event_storage().put_image(f"predictions/{Path(file).stem}", picture)
+
+    def evaluate(self) -> dict[str, Any]:
+        """Nothing: pictures are for people."""
+        return {}

@@ -1,0 +1,100 @@
+"""Processes that load batches ahead of training, and what happens when one of them dies."""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import signal
+from collections.abc import Callable, Iterator
+from multiprocessing.connection import wait
+from multiprocessing.process import BaseProcess
+from typing import Any
+
+import cv2
+from torch.utils.data import DataLoader
+
+from ..workers import leave_the_end_to_training
+
+__all__ = ["START_METHOD", "DataError", "preload", "start_worker", "surviving"]
+
+_logger = logging.getLogger("detectron2.piip")
+
+START_METHOD = "forkserver"
+"""How workers start: from a process without the threads, locks and GPU that a fork of the trainer has."""
+
+_DEATHS = 3  # in a row over one batch, until it is not the machine's mood
+_GRACE = 0.5  # seconds that the news of a death may take
+
+
+class DataError(ValueError):
+    """There is no next batch, of training or evaluation; the model is as the last step left it."""
+
+
+def preload(*modules: str) -> None:
+    """Let workers start with these modules imported, in milliseconds in place of seconds.
+
+    Without effect once the first worker was started.
+    """
+    multiprocessing.get_context(START_METHOD).set_forkserver_preload(list(modules))
+
+
+def start_worker(worker: int) -> None:
+    """What a worker does first (`worker_init_fn` of a `DataLoader`)."""
+    leave_the_end_to_training(worker)
+    cv2.setNumThreads(1)  # by itself, each of the workers would start a thread a core
+
+
+def surviving(
+    load: Callable[[int], DataLoader[Any]], start: int, images_of: Callable[[int], list[str]]
+) -> Iterator[Any]:
+    """Batches from number `start` on; where a worker dies, new ones go on at the batch that is due.
+
+    Args:
+        load: a loader that begins with the batch of the number given. A batch must depend on its number only.
+        start: number of the first batch.
+        images_of: what to name where a batch cannot be loaded.
+
+    Raises:
+        DataError: workers died three times in a row over the same batch.
+    """
+    number, deaths = start, 0
+    while True:
+        batches = iter(load(number))
+        workers: list[BaseProcess] = getattr(batches, "_workers", [])
+        try:
+            for batch in batches:
+                yield batch
+                number, deaths = number + 1, 0
+            return
+        except Exception as error:
+            dead = _dead(workers)
+            if not dead:
+                raise
+            deaths += 1
+            if deaths == _DEATHS:
+                raise DataError(
+                    f"data workers died {_DEATHS} times in a row over batch {number} ({dead}), which are the "
+                    f"images {', '.join(images_of(number))}: look at them, and at the memory that is left "
+                    "(fewer dataloader.train.num_workers take less)"
+                ) from error
+            _logger.warning(
+                f"{dead}: loading goes on with new workers at batch {number}, nothing is left out"
+            )
+
+
+def _dead(workers: list[BaseProcess]) -> str:
+    """Names and ends of the workers that are no more; empty where all live."""
+    wait([worker.sentinel for worker in workers], timeout=_GRACE)
+    return ", ".join(
+        f"data worker {number} (process {worker.pid}) {_end(worker.exitcode)}"
+        for number, worker in enumerate(workers)
+        if not worker.is_alive()
+    )
+
+
+def _end(exitcode: int | None) -> str:
+    if exitcode is None or exitcode >= 0:
+        return f"ended with status {exitcode}"
+    name = signal.Signals(-exitcode).name
+    memory = ", as the kernel does where memory runs out" if -exitcode == signal.SIGKILL else ""
+    return f"was killed by {name}{memory}"

@@ -1,0 +1,142 @@
+"""Where metrics go: the log, metrics.json, TensorBoard, and Weights & Biases where a config asks for it."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from detectron2.engine import hooks
+from detectron2.utils.events import (
+    CommonMetricPrinter,
+    EventWriter,
+    JSONWriter,
+    TensorboardXWriter,
+    get_event_storage,
+)
+from omegaconf import DictConfig, OmegaConf
+
+from ..weights.whole_file import whole_file
+
+__all__ = ["Logs", "WandbWriter", "begin_metrics"]
+
+_LOGS = ("tensorboard", "wandb")
+
+
+class Logs(hooks.PeriodicWriter):
+    """Writes metrics every `train.log_period` iterations; for the main process.
+
+    To the log, to metrics.json, to TensorBoard, and with `train.log="wandb"` to Weights & Biases, too;
+    `train.wandb` then holds arguments of `wandb.init`, such as the project. A run that goes on continues its
+    records: what it is going to do again is taken out of them.
+    """
+
+    def __init__(self, cfg: DictConfig) -> None:
+        """
+        Args:
+            cfg: the config of a training.
+
+        Raises:
+            ValueError: `train.log` is neither "tensorboard" nor "wandb".
+        """
+        super().__init__([], period=cfg.train.log_period)
+        self._cfg, self._log = cfg, cfg.train.get("log", "tensorboard")
+        if self._log not in _LOGS:
+            raise ValueError(f"train.log is '{self._log}': use one of {', '.join(_LOGS)}")
+
+    def before_train(self) -> None:
+        """Raises `ModuleNotFoundError` where wandb is asked for and not installed."""
+        folder, start = Path(self._cfg.train.output_dir), self.trainer.start_iter
+        folder.mkdir(parents=True, exist_ok=True)
+        begin_metrics(folder / "metrics.json", start)
+        if self._log == "wandb":
+            # before TensorBoard's, which forgets pictures once it has written them
+            settings = self._cfg.train.get("wandb") or {}
+            self._writers.append(WandbWriter(folder, self._cfg, goes_on=start > 0, **settings))
+        self._writers += [
+            CommonMetricPrinter(self._cfg.train.max_iter),
+            JSONWriter(str(folder / "metrics.json")),
+            TensorboardXWriter(str(folder), purge_step=start),
+        ]
+
+
+class WandbWriter(EventWriter):
+    """Scalars and pictures to Weights & Biases; a run that goes on goes on there, too.
+
+    WANDB_MODE=offline keeps all in the output folder, for `wandb sync` later.
+
+    Args:
+        folder: the output folder, which also keeps the run's id.
+        cfg: the config, shown with the run.
+        goes_on: whether this continues the run whose id is there.
+        settings: further arguments of `wandb.init`.
+
+    Raises:
+        ModuleNotFoundError: wandb is not installed.
+    """
+
+    def __init__(
+        self, folder: str | os.PathLike[str], cfg: DictConfig, *, goes_on: bool, **settings: Any
+    ) -> None:
+        try:
+            import wandb
+        except ModuleNotFoundError as error:
+            raise ModuleNotFoundError(
+                "train.log='wandb' needs Weights & Biases: pip install wandb", name="wandb"
+            ) from error
+        self._wandb = wandb
+        kept = Path(folder, "wandb-id.txt")
+        run_id = kept.read_text() if goes_on and kept.is_file() else None
+        # what is in a config may be a class or function: as text
+        shown = json.loads(json.dumps(OmegaConf.to_container(cfg), default=str))
+        self._run = wandb.init(
+            **{"project": "piip", "dir": str(folder), "config": shown, **settings}, id=run_id, resume="allow"
+        )
+        with whole_file(kept) as file:
+            file.write(self._run.id.encode())
+        self._last = -1
+
+    def write(self) -> None:
+        storage = get_event_storage()
+        news: dict[int, dict[str, Any]] = {}
+        for name, (value, iteration) in storage.latest_with_smoothing_hint(20).items():
+            if iteration > self._last:
+                news.setdefault(iteration, {})[name] = value
+        for name, picture, iteration in storage._vis_data:
+            news.setdefault(iteration, {})[name] = self._wandb.Image(picture.transpose(1, 2, 0))
+        for iteration in sorted(news):
+            self._run.log({**news[iteration], "iteration": iteration}, step=iteration)
+            self._last = max(self._last, iteration)
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+def begin_metrics(path: Path, iteration: int) -> None:
+    """Prepare a metrics.json, to which Detectron2's `JSONWriter` appends, for a run from an iteration on.
+
+    Where the run goes on, what it is going to do again is taken out, and a line that was cut off. The
+    file of another run, which started before in the same folder, is kept under another name.
+
+    Args:
+        path: need not exist.
+        iteration: 0 for a new run.
+    """
+    if not path.is_file():
+        return
+    if iteration == 0:
+        number = 1
+        while (aside := path.with_suffix(f".{number}{path.suffix}")).exists():
+            number += 1
+        path.rename(aside)
+        return
+    kept = []
+    for line in path.read_text().splitlines(keepends=True):
+        try:
+            if json.loads(line)["iteration"] < iteration:
+                kept.append(line)
+        except json.JSONDecodeError:  # the process was killed while it wrote
+            continue
+    with whole_file(path) as target:
+        target.write("".join(kept).encode())

@@ -1,0 +1,105 @@
+"""The models on another device than the CPU: PIIP_DEVICE=cuda pytest tests/piip/test_device.py
+
+Each compares with the CPU in the same process; PIIP_DEVICE=cpu shows that the tests themselves run.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from .. import require
+from .models import randomise, tiny_piip
+
+DEVICE = os.environ.get("PIIP_DEVICE", "")
+pytestmark = pytest.mark.skipif(not DEVICE, reason="PIIP_DEVICE names no device")
+SIZE = (2, 3, 64, 80)
+
+
+def inputs() -> torch.Tensor:
+    return torch.randn(SIZE, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(autouse=True)
+def exact_products() -> Iterator[None]:
+    """No TF32, whose ten bits would hide mistakes; PyTorch allows it in convolutions."""
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    yield
+    torch.backends.cudnn.allow_tf32 = before
+
+
+def test_maps_and_gradients() -> None:
+    """As in float64 on the CPU, up to float32 rounding through a few dozen layers."""
+    there = randomise(tiny_piip().eval()).to(DEVICE)
+    here = copy.deepcopy(there).to("cpu", torch.float64)
+    out, expected = there(inputs().to(DEVICE)), here(inputs().double())
+    torch.testing.assert_close(out.cpu().double(), expected, rtol=1e-3, atol=1e-3)
+    out.square().mean().backward()
+    expected.square().mean().backward()
+    for (name, parameter), reference in zip(there.named_parameters(), here.parameters(), strict=True):
+        assert parameter.grad is not None and reference.grad is not None, name
+        error = (parameter.grad.cpu().double() - reference.grad).norm() / reference.grad.norm().clamp(1e-6)
+        assert error < 1e-3, f"{name}: {error:.1e}"
+
+
+@torch.no_grad()
+def test_bfloat16() -> None:
+    """Autocast has eight bits: a few percent after as many layers."""
+    piip = randomise(tiny_piip().eval()).to(DEVICE)
+    expected = piip(inputs().to(DEVICE))
+    with torch.autocast(torch.device(DEVICE).type, torch.bfloat16):
+        out = piip(inputs().to(DEVICE))
+    assert (out.float() - expected).norm() / expected.norm() < 0.05
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_compiled() -> None:
+    backend = "aot_eager" if DEVICE == "cpu" else "inductor"  # C++ code takes a minute to compile
+    piip = randomise(tiny_piip((64, 32), depth=1, num_interactions=1).eval()).to(DEVICE)
+    compiled = torch.compile(piip, backend=backend)
+    # float32 rounding: fused operators sum in another order
+    torch.testing.assert_close(compiled(inputs().to(DEVICE)), piip(inputs().to(DEVICE)), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.slow
+def test_detector() -> None:
+    """The quick Mask R-CNN learns from a batch, and finds the same on the device as on the CPU."""
+    require.detectron2()
+    from detectron2.structures import BitMasks, Boxes, Instances
+    from detectron2.utils.events import EventStorage
+
+    from piip.engine.config import load_config
+    from piip.engine.train import build_model
+
+    from .tiny_config import QUICK_CONFIG
+
+    torch.manual_seed(0)
+    model = build_model(load_config(str(QUICK_CONFIG), [f"train.device={DEVICE}"]))
+    image = (255 * torch.rand(3, 128, 128)).byte()
+    masks = torch.zeros(2, 128, 128, dtype=torch.bool)
+    masks[0, 10:50, 10:50] = masks[1, 60:120, 40:100] = True
+    boxes = Boxes(torch.tensor([[10.0, 10, 50, 50], [40, 60, 100, 120]]))
+    truth = Instances((128, 128), gt_boxes=boxes, gt_masks=BitMasks(masks), gt_classes=torch.tensor([0, 1]))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-4)
+    totals = []
+    with EventStorage():
+        for _ in range(4):
+            torch.manual_seed(0)
+            total = sum(model([{"image": image, "instances": truth}]).values())
+            optimizer.zero_grad()
+            total.backward()
+            optimizer.step()
+            totals.append(total.item())
+    assert totals[-1] < totals[0]
+    model.eval()
+    (found,) = model([{"image": image, "height": 128, "width": 128}])
+    (expected,) = copy.deepcopy(model).to("cpu")([{"image": image, "height": 128, "width": 128}])
+    scores, reference = (output["instances"].scores.detach().cpu()[:5] for output in (found, expected))
+    # the best of them: further down, rounding decides which of two boxes suppresses the other
+    torch.testing.assert_close(scores, reference, rtol=1e-2, atol=1e-3)
