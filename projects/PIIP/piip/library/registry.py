@@ -5,10 +5,11 @@ from __future__ import annotations
 import fnmatch
 import re
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from ..backbone import PIIP
 from ..branches import ViTBranch
+from ..flops.classifiers import from_scratch, pretrained_heads
 from ..flops.recipes import VIT_SIZES
 from ..weights import model_zoo
 
@@ -17,8 +18,7 @@ __all__ = ["MODELS", "Entry", "find", "list_models"]
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 _HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))  # (x - 127.5) / 127.5 on 8-bit pixels
 _CLASSIFIER_URL = "https://huggingface.co/OpenGVLab/PIIP/resolve/main/classification/{}.pth"
-_DETECTOR_DROP_PATH = {"T": 0.05, "S": 0.05, "B": 0.15, "L": 0.40}
-_CLASSIFIER_DROP_PATH = {"T": 0.05, "S": 0.05, "B": 0.2, "L": 0.4}
+_DROP_PATH = {"T": 0.05, "S": 0.05, "B": 0.15, "L": 0.40}  # of the detectors
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Entry:
     sizes: tuple[int, ...]
     released: str | None  # a row of the model zoo, or the name of a classifier's file
     window: int | None = None
-    classifier: str | None = None  # "deit", "augreg" or "scratch"
+    classifier: Literal["deit", "augreg", "scratch"] | None = None
 
     @property
     def url(self) -> str | None:
@@ -43,25 +43,22 @@ class Entry:
     def build(self) -> PIIP:
         """The network, without pyramid or classifier, starting at random."""
         if self.classifier == "scratch":
-            return _piip_b(self.sizes)
-        branches = [
-            self._branch(*branch) for branch in zip(reversed(self.letters), reversed(self.sizes), strict=True)
-        ]
-        return PIIP(branches, self.sizes[::-1], merge=None if self.classifier else "conv")
-
-    def _branch(self, letter: str, size: int) -> ViTBranch:
-        dim, depth, heads = VIT_SIZES[letter]
-        options: dict[str, Any] = {"window_sizes": self.window, "drop_path_rate": _DETECTOR_DROP_PATH[letter]}
-        if self.classifier:
-            is_augreg = self.classifier == "augreg"
-            options = {
-                "pretrain_image_size": size,
-                "drop_path_rate": _CLASSIFIER_DROP_PATH[letter],
-                "layer_scale": None if is_augreg else 1.0,
-                "pos_embed_has_cls": is_augreg,
-                "class_token": True,
-            }
-        return ViTBranch(embed_dim=dim, depth=depth, num_heads=heads, **options)
+            return from_scratch(self.sizes)
+        if self.classifier is not None:
+            return pretrained_heads(self.letters, self.sizes, self.classifier)
+        branches = []
+        for letter in reversed(self.letters):
+            dim, depth, heads = VIT_SIZES[letter]
+            branches.append(
+                ViTBranch(
+                    embed_dim=dim,
+                    depth=depth,
+                    num_heads=heads,
+                    window_sizes=self.window,
+                    drop_path_rate=_DROP_PATH[letter],
+                )
+            )
+        return PIIP(branches, self.sizes[::-1])
 
     def pretrained_cfg(self, name: str) -> dict[str, Any]:
         """What timm calls so: where the weights are, and how images have to look."""
@@ -81,21 +78,6 @@ class Entry:
         }
 
 
-def _piip_b(sizes: tuple[int, ...]) -> PIIP:
-    """PIIP-B of Appendix C: trained from scratch, one head on the merged map, branch 3 in windows of 16."""
-    branches = [
-        ViTBranch(
-            embed_dim=dim,
-            depth=12,
-            num_heads=head,
-            pretrain_image_size=size,
-            window_sizes=16 if size == max(sizes) else None,
-        )
-        for dim, head, size in zip((640, 320, 160), (8, 4, 2), reversed(sizes), strict=True)
-    ]
-    return PIIP(branches, sizes[::-1], merge="linear")
-
-
 def _published() -> dict[str, Entry]:
     entries = {}
     for released in model_zoo.RELEASED:
@@ -104,14 +86,13 @@ def _published() -> dict[str, Entry]:
             sizes = tuple(int(size) for size in match[3].split("_"))
             window = 14 if match[2] == "tsb" else 28
             entries[match[1]] = Entry(match[2].upper(), sizes, released.name, window)
-    for letters, sizes, kind, tag in (
-        ("TSB", (368, 192, 128), "deit", "deit1"),
-        ("SBL", (320, 160, 96), "augreg", "augreg"),
-        ("SBL", (384, 192, 128), "augreg", "augreg"),
-    ):
+    for letters, sizes in (("TSB", (368, 192, 128)), ("SBL", (320, 160, 96)), ("SBL", (384, 192, 128))):
+        is_deit = letters == "TSB"
         models, side = letters.lower(), [str(size) for size in sizes]
-        file = f"piip_3branch_{models}_{'-'.join(side)}_cls_token_{tag}"
-        entries[f"piip_{models}_{'_'.join(side)}.in1k"] = Entry(letters, sizes, file, classifier=kind)
+        file = f"piip_3branch_{models}_{'-'.join(side)}_cls_token_{'deit1' if is_deit else 'augreg'}"
+        entries[f"piip_{models}_{'_'.join(side)}.in1k"] = Entry(
+            letters, sizes, file, classifier="deit" if is_deit else "augreg"
+        )
     entries["piip_b_512_256_128"] = Entry("", (512, 256, 128), None, classifier="scratch")
     return entries
 
