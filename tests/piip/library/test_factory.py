@@ -106,9 +106,14 @@ def test_a_classifier_as_timm_has_them(small: None) -> None:
         listed = piip.create_model("classifier", features_only=True)(image)
     assert [(i["num_chs"], i["reduction"]) for i in model.feature_info] == [(32, 16), (64, 24), (64, 32)]
     assert [x.shape for x in listed] == [(2, 32, 6, 6), (2, 64, 4, 4), (2, 64, 3, 3)]
+
+
+def test_reductions_of_branches() -> None:
+    """In pixels of the input: patches of 16 px of images of 384, 192 and 128 px."""
     with torch.device("meta"):
-        merged = piip.create_model("piip_sbl_384_192_128.in1k", features_only=True)
-    assert merged.feature_info.reduction() == [16, 32, 48]
+        model = piip.create_model("piip_sbl_384_192_128.in1k", features_only=True)
+    assert model.feature_info.reduction() == [16, 32, 48]
+    assert model.feature_info.channels() == [384, 768, 1024]
 
 
 def test_weights_from_a_path(small: None, tmp_path: Path) -> None:
@@ -211,7 +216,7 @@ def test_images_for_a_model() -> None:
     """Detectors see whole images, padded; classifiers a crop, with ImageNet's statistics."""
     image = Image.fromarray(np.full((100, 300, 3), 255, np.uint8))
     with torch.device("meta"):
-        backbone, classifier = map(piip.create_model, ("piip_tsb_896_672_448", "piip_tsb_368_192_128.in1k"))
+        backbone, classifier = map(piip.create_model, ("piip_tsb_1120_896_448", "piip_tsb_368_192_128.in1k"))
     config = resolve_data_config(backbone)
     assert (config["input_size"], config["mean"], config["interpolation"]) == (
         (3, 896, 896),
@@ -219,9 +224,9 @@ def test_images_for_a_model() -> None:
         "bilinear",
     )
     x = create_transform(**config)(image)
-    assert x.shape == (3, 896, 896)
+    assert x.shape == (3, 1120, 1120)
     assert (
-        torch.equal(x[:, 448], torch.ones(3, 896)) and x[:, 0].abs().max() < 0.01
+        torch.equal(x[:, 560], torch.ones(3, 1120)) and x[:, 0].abs().max() < 0.01
     )  # grey bars above and below
     config = resolve_data_config(classifier, input_size=(3, 224, 224))
     assert (config["mean"], config["crop_pct"]) == ((0.485, 0.456, 0.406), 1.0)
