@@ -219,7 +219,7 @@ def test_images_for_a_model() -> None:
         backbone, classifier = map(piip.create_model, ("piip_tsb_1120_896_448", "piip_tsb_368_192_128.in1k"))
     config = resolve_data_config(backbone)
     assert (config["input_size"], config["mean"], config["interpolation"]) == (
-        (3, 896, 896),
+        (3, 1120, 1120),
         (0.5,) * 3,
         "bilinear",
     )
