@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from os import PathLike, fspath
 from pathlib import Path
+from typing import Literal
 
 from huggingface_hub import hf_hub_download
 from torch import Tensor, nn
@@ -80,7 +81,8 @@ def create_model(
         model = PublishedBackbone(name)
     if state is not None:
         if isinstance(model, BranchFeatures):
-            state = {key: value for key, value in state.items() if not key.startswith("head.")}
+            classifiers = ("head.heads.", "head.head.")
+            state = {key: value for key, value in state.items() if not key.startswith(classifiers)}
         try:
             model.load_state_dict(state)
         except RuntimeError as error:
@@ -127,7 +129,9 @@ def _model_name(config: Path) -> str:
         raise ValueError(f"{config} names no model of this package: it was saved by another one") from error
 
 
-def _read(name: str, entry: registry.Entry, pretrained: bool | str | PathLike[str]) -> dict[str, Tensor]:
+def _read(
+    name: str, entry: registry.Entry, pretrained: Literal[True] | str | PathLike[str]
+) -> dict[str, Tensor]:
     """Weights under this package's names, from wherever :func:`create_model` finds them."""
     if pretrained is True:
         if entry.url is None:
