@@ -160,8 +160,9 @@ def materialise(model: nn.Module, device: torch.device) -> None:
     for module in model.modules():
         if isinstance(module, SharedDropPath):
             module.keep.fill_(1 - module.drop_prob)
-        if hasattr(module, "init_non_persistent_buffers"):  # of timm's rotary positions and attention
-            module.init_non_persistent_buffers()
+        fill_buffers = getattr(module, "init_non_persistent_buffers", None)
+        if fill_buffers is not None:  # of timm's rotary positions and attention
+            fill_buffers()
     for module in absent:
         if isinstance(module, LayerScale):
             module.reset_parameters()

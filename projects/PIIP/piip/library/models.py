@@ -17,7 +17,7 @@ from . import registry
 __all__ = ["BranchFeatures", "PublishedBackbone", "PublishedClassifier", "PyramidFeatures"]
 
 
-class _OnHub(
+class _OnHub(  # type: ignore[call-arg]  # huggingface_hub is followed by no type checker here
     PyTorchModelHubMixin,
     library_name="piip",
     paper_url="https://arxiv.org/abs/2406.04330",
