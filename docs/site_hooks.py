@@ -115,13 +115,13 @@ _COLUMNS = {
     "task": "task",
     "model": "model",
     "sizes": "image sizes",
-    "pretraining": "branches start from",
     "params": "params (M)",
     "gflops": "GFLOPs",
     "metric": "box / mask AP, mIoU",
     "latency": "latency (s)",
-    "config": "config",
+    "pretraining": "branches start from",
     "weights": "weights",
+    "config": "config",
 }
 _NUMBERS = {"params": "params", "gflops": "gflops", "metric": "score", "latency": "latency"}
 

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import socket
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,8 +19,11 @@ from piip.engine.checkpoint import Checkpointer
 from piip.engine.config import load_config
 from piip.engine.model import build_model
 from piip.quick.shapes import write_split
+from piip.serve.analysis import Model
+from piip.serve.page import build_page, drawn_examples, serve
+from piip.serve.upload import Limits
 
-from ..tiny_config import QUICK_CONFIG, REPOSITORY
+from ..tiny_config import QUICK_CONFIG
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
@@ -42,23 +42,17 @@ PATIENCE = 180_000  # milliseconds, on a machine that does other things too
 
 @pytest.fixture(scope="module")
 def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The page of an untrained model, served by the tool."""
+    """The page of an untrained model, as the tool serves it."""
     folder = tmp_path_factory.mktemp("page")
     Checkpointer(build_model(load_config(str(QUICK_CONFIG))), str(folder)).save("model")
+    model = Model(str(QUICK_CONFIG), str(folder / "model.pth"))
+    limits = Limits(megapixels=0.05)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-W", "ignore", "tools/web_demo.py", "--config-file", str(QUICK_CONFIG)]
-    command += ["--weights", str(folder / "model.pth"), "--port", str(port), "--max-megapixels", "0.05"]
-    with (folder / "log.txt").open("w") as log:
-        server = subprocess.Popen(command, cwd=REPOSITORY, stdout=log, stderr=subprocess.STDOUT)
-    until = time.monotonic() + PATIENCE / 1000
-    while "the page is at" not in (folder / "log.txt").read_text():
-        assert server.poll() is None and time.monotonic() < until, (folder / "log.txt").read_text()
-        time.sleep(0.2)
-    yield f"http://127.0.0.1:{port}"
-    server.terminate()
-    server.wait(timeout=30)
+    page = build_page([model], limits, drawn_examples(folder))
+    yield serve(page, limits, port=port, wait=False)
+    page.close()
 
 
 @pytest.fixture(scope="module")
