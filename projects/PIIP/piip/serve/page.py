@@ -11,7 +11,7 @@ from .analysis import LOWEST_SCORE, Analysis, Model
 from .drawing import PARTS
 from .privacy import SameOriginOnly, no_telemetry
 from .responses import enlarge
-from .upload import Limits, UploadError, read_upload
+from .upload import Limits, read_upload
 
 no_telemetry()
 
@@ -81,7 +81,7 @@ def build_page(models: Sequence[Model], limits: Limits, examples: Sequence[Path]
             )
         try:
             analysis = by_name[name].analyse(read_upload(Path(path), limits))
-        except UploadError as error:
+        except ValueError as error:  # of the upload, or an image that the model cannot take
             raise gr.Error(str(error), print_exception=False) from error
         picture, found = analysis.draw(threshold, classes, parts)
         return analysis, picture, found, _part_rows(analysis), _response_pictures(analysis)
