@@ -11,7 +11,8 @@ from piip.engine.command_line import argument_parser, tool
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line."""
     from piip.engine.data import dataset_root
-    from piip.quick.patterns import CLASSES, write_split
+    from piip.quick.drawing import CLASSES
+    from piip.quick.patterns import write_split
 
     parser = argument_parser(description="Write a small data set of drawn shapes, a folder a class.")
     parser.add_argument(

@@ -17,7 +17,7 @@ from piip.branches import ViTBranch
 from piip.classification.classifier import PIIPClassifier
 from piip.classification.trainer import Plan
 from piip.engine.data import dataset_root
-from piip.quick.patterns import CLASSES
+from piip.quick.drawing import CLASSES
 
 model = L(PIIPClassifier)(
     piip=L(PIIP)(
@@ -80,4 +80,4 @@ train.total_batch_size = 32
 train.init_checkpoint = ""
 train.eval_precision = "float32"
 train.ema = None
-train.plan = L(Plan)(epochs=6, output_dir="outputs/demo-classification", precision="float32", eval_period=0)
+train.plan = L(Plan)(epochs=4, output_dir="outputs/demo-classification", precision="float32", eval_period=0)

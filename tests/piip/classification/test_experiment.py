@@ -18,7 +18,8 @@ from ... import require
 
 require.detectron2()
 
-from piip.quick.patterns import CLASSES, write_split
+from piip.quick.drawing import CLASSES
+from piip.quick.patterns import write_split
 
 from ..tiny_config import REPOSITORY
 from . import tiny
@@ -131,7 +132,7 @@ def test_conversion_goes_both_ways(trained: Path, tmp_path: Path) -> None:
         (["train.device=tpu"], "train.device is 'tpu': use cpu, cuda or cuda:N"),
         (["train.total_batch_size=5"], "5 images a process cannot be mixed in pairs"),
         (["train.total_batch_size=600"], "18 images, fewer than a batch of 600"),
-        (["model.num_classes=4"], "the data have 18 classes, the model 4: add model.num_classes=18"),
+        (["model.num_classes=4"], "the data have 6 classes, the model 4: add model.num_classes=6"),
         (["train.plan.precision=float8"], "precision 'float8' is not supported"),
     ],
 )

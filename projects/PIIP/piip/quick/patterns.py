@@ -1,8 +1,7 @@
 """A data set that draws itself, one patterned shape an image, in a folder a class.
 
-A class is an outline and what fills it: telling them apart takes what is coarse (the outline) and what is
-fine (the pattern), at sizes from a third of the image to most of it. Outlines have typical hues, which
-shortens training to minutes; patterns have any.
+A class is an outline, at sizes from a third of the image to most of it, plain, striped or dotted, before
+blotches. Outlines have typical hues, which shortens training to minutes.
 """
 
 from __future__ import annotations
@@ -13,24 +12,21 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from .drawing import CLASSES as OUTLINES
-from .drawing import Image, background, coverage_of
+from .drawing import CLASSES, Image, background, coverage_of
 
-__all__ = ["CLASSES", "FILLS", "draw", "write_split"]
+__all__ = ["FILLS", "draw", "write_split"]
 
 FILLS = ("plain", "striped", "dotted")
-CLASSES = tuple(f"{fill} {outline}" for outline in OUTLINES for fill in FILLS)
-"""Names of the classes, and of their folders."""
 
 _CONTRAST = 60  # grey levels between a shape and what is behind it
 
 
 def _colours(
-    rng: np.random.Generator, outline: int, behind: npt.NDArray[np.float32]
+    rng: np.random.Generator, label: int, behind: npt.NDArray[np.float32]
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    """(3,) a light and a dark colour of the outline's hue, the first apart from what is behind."""
+    """(3,) a light and a dark colour of the class's hue, the first apart from what is behind."""
     while True:
-        hue = (outline + rng.normal(0, 0.15)) * 180 / len(OUTLINES) % 180  # OpenCV's hues end at 180
+        hue = (label + rng.normal(0, 0.15)) * 180 / len(CLASSES) % 180  # OpenCV's hues end at 180
         light, dark = rng.uniform(190, 255), rng.uniform(60, 110)
         hsv = np.array([[[hue, rng.uniform(150, 255), value]] for value in (light, dark)]).astype(np.uint8)
         first, second = cv2.cvtColor(hsv, cv2.COLOR_HSV2BGR)[:, 0].astype(np.float32)
@@ -57,14 +53,14 @@ def _pattern(rng: np.random.Generator, fill: str, size: int) -> npt.NDArray[np.f
 
 def draw(rng: np.random.Generator, label: int, size: int) -> Image:
     """An image of a class, ``(size, size, 3)`` BGR; the state of `rng` alone decides which."""
-    outline, fill = divmod(label, len(FILLS))
+    fill = FILLS[int(rng.integers(len(FILLS)))]
     image = background(rng, size)
     extent = rng.uniform(0.35, 0.9) * size
     x, y = rng.uniform(extent / 2, size - extent / 2, 2).tolist()
-    coverage = coverage_of(outline, extent, (x, y), rng.uniform(-np.pi / 8, np.pi / 8), size)
+    coverage = coverage_of(label, extent, (x, y), rng.uniform(-np.pi / 8, np.pi / 8), size)
     behind = image[coverage >= 0.5].mean(axis=0)
-    first, second = _colours(rng, outline, behind)
-    texture = first + _pattern(rng, FILLS[fill], size) * (second - first)
+    first, second = _colours(rng, label, behind)
+    texture = first + _pattern(rng, fill, size) * (second - first)
     image += coverage[..., None] * (texture - image)
     image += rng.normal(0, 6, image.shape).astype(np.float32)
     return np.clip(image, 0, 255).astype(np.uint8)
