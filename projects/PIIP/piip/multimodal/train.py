@@ -110,7 +110,9 @@ def train(settings: StageSettings, arguments: TrainingArguments) -> dict[str, fl
     if settings.model is not None:
         model, processor = load(settings.model)
     else:
-        model, processor = join(str(settings.tower), str(settings.language_model))
+        frozen_in_half = arguments.bf16 and settings.trainable == "projector"
+        dtype = torch.bfloat16 if frozen_in_half else torch.float32
+        model, processor = join(str(settings.tower), str(settings.language_model), dtype=dtype)
     _set_trainable(model, settings.trainable, arguments.bf16)
     dataset = Conversations(
         entries,
