@@ -43,6 +43,4 @@ def test_files(tmp_path: Path) -> None:
 
 def test_the_library_that_is_missing_is_named() -> None:
     error = ModuleNotFoundError("No module named 'onnxruntime'", name="onnxruntime")
-    assert user_error(error) == (
-        "error: onnxruntime is not installed: export to ONNX needs pip install 'piip[export]'"
-    )
+    assert user_error(error) == "error: onnxruntime is not installed: pip install 'piip[export]'"
