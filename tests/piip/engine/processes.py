@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from detectron2.utils import comm
 
-PATIENCE = timedelta(seconds=300)  # a busy machine
+PATIENCE = timedelta(seconds=600)  # a busy machine
 
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(["piip.engine.train", "piip.quick.shapes", "torch.distributed.checkpoint"])

@@ -92,6 +92,11 @@ def test_shards_and_what_is_gathered() -> None:
     assert whole.gathered - half.gathered == 3 * 2 * largest
 
 
+def test_a_model_without_piip() -> None:
+    with pytest.raises(ValueError, match="there is no PIIP in this model"):
+        training_memory(nn.Linear(1, 1), 0, 8)
+
+
 def test_activations_of_a_checkpointed_branch() -> None:
     """One branch: the maps that enter its blocks, and what one block keeps; without checkpointing, of all."""
 

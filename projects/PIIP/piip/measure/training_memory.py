@@ -164,8 +164,13 @@ def training_memory(
         activations: of a card's share of the batch, see :func:`activation_bytes`.
         processes: how many share the model.
         precision: of training.
+
+    Raises:
+        ValueError: there is no PIIP in the model.
     """
     piips = [module for module in model.modules() if isinstance(module, PIIP)]
+    if not piips:
+        raise ValueError("there is no PIIP in this model: train.parallel='fsdp' shards models with one")
     groups = [
         sum(p.numel() for p in part.parameters())
         for piip in piips
