@@ -48,7 +48,7 @@ def check_deform_cross_attn(
         raise ValueError(
             f"value_shape: {value_shape[0]} x {value_shape[1]} positions, but value has {length} (its dim 1)"
         )
-    if min(query_shape) < 0 or query_shape[0] * query_shape[1] != offsets.shape[1]:
+    if any(size < 0 for size in query_shape) or query_shape[0] * query_shape[1] != offsets.shape[1]:
         raise ValueError(
             f"query_shape: {query_shape[0]} x {query_shape[1]} queries, "
             f"but offsets has {offsets.shape[1]} (its dim 1)"
@@ -71,7 +71,8 @@ def _check_shape(name: str, tensor: Tensor, expected: Sequence[int]) -> None:
 
 
 def _check_sizes(name: str, sizes: Sequence[int]) -> None:
-    if len(sizes) == 0 or min(sizes) < 1:
+    # one by one: the smallest of symbolic sizes would be a guard on which of them it is
+    if len(sizes) == 0 or any(size < 1 for size in sizes):
         raise ValueError(f"{name}: expected heights and widths of at least 1, got {list(sizes)}")
 
 
