@@ -6,13 +6,16 @@ import logging
 import math
 from collections import defaultdict
 from collections.abc import Collection
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from omegaconf import DictConfig
 from torch import nn
 
 from ..backbone import PIIP
-from .settings import TrainSettings
+
+if TYPE_CHECKING:  # classifiers take the numbers of layers from here, and need no configs
+    from omegaconf import DictConfig
+
+    from .settings import TrainSettings
 
 __all__ = ["layer_decay_factors", "layer_numbers", "param_groups", "scale_lr"]
 
