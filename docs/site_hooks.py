@@ -4,55 +4,35 @@ from __future__ import annotations
 
 import html
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 ZOO = "<!-- zoo -->"
-_UNWRITTEN = {
-    "classification.md",
-    "export.md",
-    "library.md",
-    "multimodal.md",
-    "training.md",
-    "reliability.md",
-}
+_INCLUDED = re.compile(r"<!-- all of (\S+) -->")
 _LINK = re.compile(r"(?<!!)\[([^\]]+)\]\((?!\w+:|#)([^)#\s]+)(#[^)\s]*)?\)")
 
 
-def on_config(config: Any) -> Any:
-    """Leave out of the navigation the pages that are still being written."""
-    config.nav = _present(config.nav)
-    return config
-
-
-def _present(entries: list[Any]) -> list[Any]:
-    kept = []
-    for entry in entries:
-        ((title, target),) = entry.items() if isinstance(entry, dict) else [(None, entry)]
-        if isinstance(target, list):
-            kept.append({title: _present(target)})
-        elif (REPOSITORY / "docs" / target).exists():
-            kept.append(entry)
-    return kept
-
-
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """Put the table where its mark is; of links to files that the site does not hold, keep the names."""
-    if ZOO in markdown:
-        markdown = markdown.replace(ZOO, zoo_table())
+    """Put files and the table where their marks are; of links that leave docs/, keep the files' names."""
     folder = Path(page.file.abs_src_path).parent
-    return _LINK.sub(lambda match: _kept(match, folder), markdown)
+    if included := _INCLUDED.fullmatch(markdown.strip()):
+        source = REPOSITORY / included[1]
+        text = source.read_text(encoding="utf-8")
+        return _LINK.sub(lambda match: _kept(match, source.parent, folder), text)
+    markdown = _LINK.sub(lambda match: _kept(match, folder, folder), markdown)
+    return markdown.replace(ZOO, zoo_table()) if ZOO in markdown else markdown
 
 
-def _kept(link: re.Match[str], folder: Path) -> str:
-    """A link as it was, or, where it leads out of docs/, its text and the file's name."""
-    text, target = link[1], (folder / link[2]).resolve()
-    if target.parent == REPOSITORY / "docs" and target.name in _UNWRITTEN and not target.exists():
-        return text
-    if target.is_relative_to(REPOSITORY / "docs") or not target.exists():
-        return link[0]  # what is missing, the strict build refuses
+def _kept(link: re.Match[str], origin: Path, folder: Path) -> str:
+    """A link of a file in `origin` as a page in `folder` has it: where it leads out of docs/, a file's name."""
+    text, target = link[1], (origin / link[2]).resolve()
+    if target.is_relative_to(REPOSITORY / "docs"):  # what is missing there, the strict build refuses
+        return f"[{text}]({Path(os.path.relpath(target, folder)).as_posix()}{link[3] or ''})"
+    if not target.exists():
+        return link[0]
     name = f"`{target.relative_to(REPOSITORY).as_posix()}`"
     return name if text.strip("`") == Path(link[2]).name else f"{text} ({name})"
 
