@@ -27,7 +27,7 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
 
 
 def _kept(link: re.Match[str], origin: Path, folder: Path) -> str:
-    """A link of a file in `origin` as a page in `folder` has it: where it leads out of docs/, a file's name."""
+    """A link of a file in `origin`, for a page in `folder`; where it leads out of docs/, a name."""
     text, target = link[1], (origin / link[2]).resolve()
     if target.is_relative_to(REPOSITORY / "docs"):  # what is missing there, the strict build refuses
         return f"[{text}]({Path(os.path.relpath(target, folder)).as_posix()}{link[3] or ''})"
