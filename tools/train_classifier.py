@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--eval-only", action="store_true", help="evaluate train.init_checkpoint")
     parser.add_argument("--ema", action="store_true", help="evaluate the moving average that it keeps")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the config")
-    args = parser.parse_args(argv)
+    args = parser.parse_intermixed_args(argv)  # overrides may stand before options, too
     if args.ema and not args.eval_only:
         parser.error("--ema is for --eval-only: training keeps an average where the config has train.ema")
 

@@ -125,7 +125,7 @@ def test_conversion_goes_both_ways(trained: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["model.piip.brunches=[]"], "no key 'model.piip.brunches': did you mean model.piip.branches?"),
+        (["model.piip.brunches=[]"], "no key 'model.piip.brunches': did you mean model.piip.branches"),
         (["dataloader.train.dataset.root=nowhere"], "the train set at nowhere cannot be read"),
         (["--eval-only"], "no weights to evaluate: add train.init_checkpoint=MODEL.pth"),
         (["--eval-only", "train.init_checkpoint=no.pth"], "no.pth does not exist"),

@@ -49,13 +49,17 @@ def build_classifier_of(cfg: DictConfig, device: str | torch.device) -> PIIPClas
     Raises:
         ValueError: it is no classifier.
     """
-    model = instantiate(cfg.model)
-    if not isinstance(model, PIIPClassifier):
+    _check_classifier(cfg)
+    model: PIIPClassifier = instantiate(cfg.model)
+    return model.to(device)
+
+
+def _check_classifier(cfg: DictConfig) -> None:
+    if not is_classifier(cfg):
         raise ValueError(
-            f"the config's model is a {type(model).__name__}, expected a PIIPClassifier: detectors and "
+            f"the config's model is {cfg.model.get('_target_')}, expected a PIIPClassifier: detectors and "
             "segmentors are trained with tools/lazyconfig_train_net.py"
         )
-    return model.to(device)
 
 
 def is_classifier(cfg: DictConfig) -> bool:
@@ -116,6 +120,7 @@ class Run:
     """
 
     def __init__(self, cfg: DictConfig, data: str | None = None) -> None:
+        _check_classifier(cfg)
         self.cfg = cfg
         self.device, self.processes = _device(cfg.train.device)
         if self.processes.rank == 0 and not logging.root.handlers:
