@@ -150,7 +150,11 @@ class RegularCrossAttention(nn.Module):
 
 
 def _linear(layer: nn.Module, x: Tensor) -> Tensor:
-    """``layer`` in the precision of ``x``, also where the weights themselves are kept in half precision."""
-    if not isinstance(layer, nn.Linear) or layer.weight.dtype == x.dtype:
+    """``layer`` in the precision of ``x``, also where the weights themselves are kept in half precision.
+
+    Under autocast the layer chooses its own.
+    """
+    chooses = x.device.type != "meta" and torch.is_autocast_enabled(x.device.type)
+    if chooses or not isinstance(layer, nn.Linear) or layer.weight.dtype == x.dtype:
         return layer(x)
     return F.linear(x, layer.weight.to(x.dtype), layer.bias.to(x.dtype))
