@@ -24,10 +24,10 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import detectron2.engine  # noqa: F401 - for all trials at once
 import torch
 
-import piip.engine.train  # noqa: F401
+import piip.engine.train  # noqa: F401 - for all trials at once
+from piip.engine.command_line import argument_parser, tool
 from piip.engine.curves import read_metrics
 from piip.engine.preemption import EXIT_STATUS
 from piip.quick.shapes import write_split
@@ -122,13 +122,15 @@ def same(a: object, b: object) -> bool:
     return a == b
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+@tool
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command line."""
+    parser = argument_parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trials", type=int, default=50, help="kills (default: %(default)s)")
     parser.add_argument("--output", type=Path, default=Path("outputs/crash-trials"), help="an empty folder")
     parser.add_argument("--signal", default="KILL", choices=["KILL", "TERM"], help="(default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the moments (default: %(default)s)")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     random.seed(args.seed)
     torch.set_num_threads(1)  # copies of a process have none of its threads
     output = args.output.resolve()
