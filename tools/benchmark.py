@@ -74,14 +74,24 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         help="time inference of each PIIP a second time, after piip.optimize_for_inference, too",
     )
     parser.add_argument("--compile", action="store_true", help="measure each PIIP with compiled blocks, too")
+    parser.add_argument(
+        "--variant",
+        nargs="+",
+        default=[],
+        metavar="KEY=VALUE",
+        help="measure each PIIP with its config changed so, too, compiled where --compile is given",
+    )
     parser.add_argument("--format", default="table", choices=["table", "markdown", "csv", "json"])
-    parser.add_argument("--output", type=Path, help="write there instead of to the screen")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        help="write there instead of to the screen, after each mode, precision and batch",
+    )
 
 
 def run_model(args: argparse.Namespace) -> None:
     """Measure detectors and print a row for each, mode, precision and batch."""
     # imported here: `ops` needs no Detectron2
-    from piip.flops import format_rows
     from piip.measure.latency import PRECISIONS, Contender, Protocol, compare
 
     if args.device == "cuda" and not torch.cuda.is_available():
@@ -89,11 +99,18 @@ def run_model(args: argparse.Namespace) -> None:
     torch.set_num_threads(args.threads)
     protocol = Protocol(device=args.device, runs=args.runs, onednn_linear=args.onednn_linear)
     contenders = [Contender.from_config(config, protocol) for config in args.configs]
-    compiled = [
-        Contender.from_config(config, protocol, compiled=True)
+    changed = [
+        Contender.from_config(config, protocol, compiled=compiled, overrides=overrides)
         for config, contender in zip(args.configs, contenders, strict=True)
-        if args.compile and contender.is_piip
+        for overrides in ([], args.variant)
+        for compiled in (False, True)
+        if contender.is_piip and compiled <= args.compile and (overrides or compiled)
     ]
+    about = {
+        "machine": machine(args.device, args.threads),
+        "protocol": f"median of {args.runs} interleaved runs after warm-up, "
+        f"linear layers in oneDNN: {args.onednn_linear}",
+    }
     rows: list[dict[str, Any]] = []
     for mode in args.mode:
         for precision in args.precision:
@@ -105,23 +122,22 @@ def run_model(args: argparse.Namespace) -> None:
                     if contender.is_piip
                 ]
             for batch in args.batch:
-                print(f"measuring {mode}, {precision}, batch {batch}", file=sys.stderr)
-                rows += compare([*contenders, *compiled, *optimized], precision, batch, mode, protocol)
-    about = {
-        "machine": machine(args.device, args.threads),
-        "protocol": f"median of {args.runs} interleaved runs after warm-up, "
-        f"linear layers in oneDNN: {args.onednn_linear}",
-    }
-    if args.format == "json":
-        text = json.dumps({**about, "rows": rows}, indent=1)
-    elif args.format == "csv":
-        text = format_rows(rows, "csv")
-    else:
-        text = "\n".join([*about.values(), "", format_rows(rows, args.format)])
-    if args.output:
-        args.output.write_text(text + "\n", encoding="utf-8")
-    else:
-        print(text)
+                print(f"measuring {mode}, {precision}, batch {batch}", file=sys.stderr, flush=True)
+                rows += compare([*contenders, *changed, *optimized], precision, batch, mode, protocol)
+                if args.output:  # what is there, should a later one fail
+                    args.output.write_text(_written(about, rows, args.format) + "\n", encoding="utf-8")
+    if not args.output:
+        print(_written(about, rows, args.format))
+
+
+def _written(about: dict[str, str], rows: list[dict[str, Any]], output_format: str) -> str:
+    from piip.flops import format_rows
+
+    if output_format == "json":
+        return json.dumps({**about, "rows": rows}, indent=1)
+    if output_format == "csv":
+        return format_rows(rows, "csv")
+    return "\n".join([*about.values(), "", format_rows(rows, output_format)])
 
 
 def run_end_to_end(args: argparse.Namespace) -> None:

@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import copy
 import os
+import warnings
+from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -103,3 +106,34 @@ def test_detector() -> None:
     scores, reference = (output["instances"].scores.detach().cpu()[:5] for output in (found, expected))
     # the best of them: further down, rounding decides which of two boxes suppresses the other
     torch.testing.assert_close(scores, reference, rtol=1e-2, atol=1e-3)
+
+
+@pytest.mark.skipif(DEVICE != "cuda", reason="waiting for a GPU needs one")
+def test_dino_waits_for_the_gpu_once_to_match() -> None:
+    """However many layers and images: the costs come to the host together, and the pairs go back together."""
+    require.detectron2()
+    from detectron2.structures import Boxes, Instances
+    from detectron2.utils.events import EventStorage
+
+    from piip.engine.config import load_config
+    from piip.engine.train import build_model
+
+    from .tiny_config import REPOSITORY
+
+    config = str(REPOSITORY / "configs/quick/dino_piip_128_96_64_shapes.py")
+    model = build_model(load_config(config, [f"train.device={DEVICE}"]))
+    truth = Instances((128, 128), gt_boxes=Boxes(torch.tensor([[10.0, 10, 50, 50], [40, 60, 100, 120]])))
+    truth.gt_classes = torch.tensor([0, 1])
+    batch = [{"image": (255 * torch.rand(3, 128, 128)).byte(), "instances": truth}] * 3
+    with EventStorage():
+        model(batch)  # the first step sets up what is kept
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                model(batch)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    places = [f"{Path(w.filename).name}:{w.lineno}" for w in caught if "synchronizing" in str(w.message)]
+    print(Counter(places))
+    assert sum(place.startswith("matching.py") for place in places) == 1

@@ -110,7 +110,8 @@ def test_annotations_that_make_no_sense(case: str, tmp_path: Path, caplog: pytes
     with caplog.at_level("WARNING", logger="detectron2.piip"):
         (record,) = dataset_dicts("odd")
     assert len(record["annotations"]) == (1 if reason else 2)
-    said = [entry.getMessage() for entry in caplog.records if entry.name == "detectron2.piip"]
+    # Detectron2's formatter, once installed, shortens the logger's name in the record itself
+    said = [entry.getMessage() for entry in caplog.records if entry.name in ("detectron2.piip", "d2.piip")]
     assert len(said) == bool(reason)
     assert not reason or f"1 {reason}" in said[0]
 

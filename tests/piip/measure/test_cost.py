@@ -149,7 +149,7 @@ def test_errors(arguments: tuple[str, ...], message: str, capsys: pytest.Capture
         (
             "from detectron2.config import LazyCall as L\nfrom torch.nn import Linear\n"
             "model = L(Linear)(in_features=2, out_features=2)\n",
-            "the model is a Linear: expected a GeneralizedRCNN, a DINODetector or a Segmentor",
+            "expected a GeneralizedRCNN, a DINODetector, a Segmentor or a PIIPClassifier",
         ),
     ],
 )
@@ -162,7 +162,9 @@ def test_no_detector(tmp_path: Path, text: str, message: str, capsys: pytest.Cap
 
 
 def test_branches_of_a_detector_without_piip() -> None:
-    with pytest.raises(ValueError, match=r"has no PIIP \(model.backbone.piip\)"):
+    with pytest.raises(
+        ValueError, match=r"has no PIIP \(model.backbone.piip, or model.piip of a classifier\)"
+    ):
         build(VITDET, branches="tsb")
     with pytest.raises(ValueError, match="published accounting is that of PIIP"):
         detector_cost(build(VITDET), accounting="published")

@@ -28,6 +28,7 @@ _MODELS = (
     "configs/COCO/mask_rcnn_piip_tsb_1120_896_448_1x.py",
     "configs/COCO/mask_rcnn_piip_sbl_1568_1120_672_1x.py",
 )
+_ATTENTION = "model.backbone.piip.interaction.attention_precision=autocast"
 _QUICK = "configs/quick/mask_rcnn_piip_128_96_64_shapes.py"
 _PRELOADED = ("torch", "piip.engine", "detectron2.engine", "piip.engine.train", "piip.measure.latency")
 
@@ -111,31 +112,32 @@ def parts(output: Path, *, dry: bool) -> list[Part]:
     else:
         ops += ["--dtype", "float32", "bfloat16", "float16", "--batch", "1", "8"]
         operator_tests, model_tests = ("tests/piip_ops",), ("tests/piip/test_device.py",)
-        settings = (*_MODELS, *printed, "--precision", "fp32", "bf16", "--runs", "7", "--batch")
+        settings = (*_MODELS, *printed, "--precision", "bf16", "fp32", "--runs", "7")
+        settings += ("--compile", "--variant", _ATTENTION, "--batch")
         measured = [("inference", (*settings, "1", "8")), ("training", (*settings, "2"))]
     return [
         Part("machine", "Machine", ((*this, "--measure-machine", result("machine")),), 60),
-        Part("build", "Build", (*build, (*this, "--show-build", device)), 300, {"FORCE_CUDA": "1"}),
+        Part("build", "Build", (*build, (*this, "--show-build", device)), 240, {"FORCE_CUDA": "1"}),
         Part(
             "operator-tests",
             "Tests of the operators",
             ((*pytest, *operator_tests),),
-            210,
+            150,
             {"PIIP_OPS_DEVICE": "emulated-cuda" if dry else "cuda"},
         ),
-        Part("model-tests", "Tests of the models", ((*pytest, *model_tests),), 180, {"PIIP_DEVICE": device}),
-        Part("operators", "Operators", (tuple(ops),), 210),
+        Part("model-tests", "Tests of the models", ((*pytest, *model_tests),), 150, {"PIIP_DEVICE": device}),
+        Part("operators", "Operators", (tuple(ops),), 150),
         *(
             Part(
                 f"models-{mode}",
                 f"Models, {mode}",
                 ((*models, *options, "--mode", mode, "--output", result(f"models-{mode}")),),
-                180,
+                300,
             )
             for mode, options in measured
         ),
-        Part("training", "A short training", (shapes, training), 90, data),
-        *([] if dry else [Part("ddp", "A short training with DDP", ((*launcher, *training),), 90, data)]),
+        Part("training", "A short training", (shapes, training), 75, data),
+        *([] if dry else [Part("ddp", "A short training with DDP", ((*launcher, *training),), 75, data)]),
     ]
 
 
@@ -351,7 +353,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--output", type=Path, default=Path("outputs/gpu-report"), help="folder (%(default)s)"
     )
     parser.add_argument(
-        "--only", nargs="+", default=[], metavar="PART", help="names of parts, such as operators"
+        "--only",
+        nargs="+",
+        default=[],
+        metavar="PART",
+        help="run these parts, such as operators; of the others an earlier report in the folder is kept",
     )
     parser.add_argument("--measure-machine", help=argparse.SUPPRESS)
     parser.add_argument("--show-build", help=argparse.SUPPRESS)
@@ -370,14 +376,31 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.dry_run:
         for module in _PRELOADED:  # once for all parts
             importlib.import_module(module)
-    outcomes = []
+    outcomes = _earlier(output, dry=args.dry_run) if args.only else {}
     for part in chosen:
         print(f"{part.title} (at most {part.seconds} s) ...", flush=True)
-        outcomes.append(run_part(part, output, fresh=not args.dry_run))
-        print(f"  {outcomes[-1].status} in {outcomes[-1].seconds:.0f} s: {outcomes[-1].summary}", flush=True)
-        write_report(outcomes, output, dry=args.dry_run)  # what is there, whatever comes
+        outcome = outcomes[part.name] = run_part(part, output, fresh=not args.dry_run)
+        print(f"  {outcome.status} in {outcome.seconds:.0f} s: {outcome.summary}", flush=True)
+        in_order = [outcomes[each.name] for each in parts(output, dry=args.dry_run) if each.name in outcomes]
+        write_report(in_order, output, dry=args.dry_run)  # what is there, whatever comes
     print(f"report: {output / 'report.md'}")
-    return 0 if all(outcome.status == "ok" for outcome in outcomes) else 1
+    return 0 if all(outcomes[part.name].status == "ok" for part in chosen) else 1
+
+
+def _earlier(output: Path, *, dry: bool) -> dict[str, Outcome]:
+    """What a report of the same kind already says in a folder, by part; nothing where there is none."""
+    path = output / "report.json"
+    report = json.loads(path.read_text()) if path.is_file() else {"dry_run": dry, "parts": []}
+    if report["dry_run"] != dry:
+        return {}
+    planned = {part.name: part for part in parts(output, dry=dry)}
+    return {
+        entry["name"]: Outcome(
+            planned[entry["name"]], entry["status"], entry["seconds"], entry["results"], entry["summary"]
+        )
+        for entry in report["parts"]
+        if entry["name"] in planned
+    }
 
 
 if __name__ == "__main__":

@@ -83,18 +83,27 @@ class Contender:
         optimized: torch.dtype | None = None,
         *,
         compiled: bool = False,
+        overrides: Sequence[str] = (),
     ) -> Contender:
-        """Build the model of a LazyConfig, weights at random, count it, optimise or compile it if asked."""
+        """Build the model of a LazyConfig with random weights, count it, and change, optimise or compile it.
+
+        Args:
+            config_file: path of the config.
+            protocol: how it will be measured.
+            optimized: what :func:`piip.optimize_for_inference` is to make it for.
+            compiled: compile its blocks.
+            overrides: "key=value" that change the config; the last part of each is added to the name.
+        """
         with build_on_meta():
-            cost = detector_cost(load_detector(config_file)).total
+            cost = detector_cost(load_detector(config_file, overrides=overrides)).total
         heads = ("neck", "proposal_head", "box_head", "mask_head")
         above = sum(part.gflops for name, part in cost.parts.items() if name in heads)
         torch.manual_seed(0)
-        detector: Any = load_detector(config_file).to(protocol.device)
+        detector: Any = load_detector(config_file, overrides=overrides).to(protocol.device)
         is_piip = isinstance(find_trunk(detector.backbone)[1], PIIP)
         _find_objects(detector)
         size = own_input_size(detector)
-        name = Path(config_file).stem
+        name = ", ".join([Path(config_file).stem, *(override.rpartition(".")[2] for override in overrides)])
         if optimized is not None:
             name = f"{name}, optimised"
             optimize_for_inference(detector, optimized)

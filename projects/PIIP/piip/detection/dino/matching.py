@@ -67,4 +67,8 @@ def match(
         start += len(of_image)
     # (layers, 3, n): every layer has as many
     joined = np.stack([np.concatenate(of_layer, axis=1) for of_layer in pairs])
-    return Pairs(*torch.from_numpy(joined).to(logits.device).unbind(1))
+    # from page-locked memory, so that the host need not wait for the copy
+    on_host = torch.from_numpy(joined)
+    if logits.is_cuda:
+        on_host = on_host.pin_memory()
+    return Pairs(*on_host.to(logits.device, non_blocking=True).unbind(1))
