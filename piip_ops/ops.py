@@ -17,8 +17,8 @@ from .reference import deform_cross_attn_reference, ms_deform_attn_reference
 try:
     import_module("piip_ops._C")  # registers the operators
 except ImportError as error:
-    _COMPILED = False
     _PROBLEM = str(error)
+    _DEVICES: tuple[str, ...] = ()
     warnings.warn(
         f"piip_ops runs without its compiled operators, many times slower ({error}); "
         "to build them: pip install --no-build-isolation --force-reinstall --no-deps .",
@@ -26,8 +26,9 @@ except ImportError as error:
         stacklevel=3,
     )
 else:
-    _COMPILED = True
     _PROBLEM = ""
+    # those with kernels; asked once, for the compiler cannot trace an operator that returns no tensor
+    _DEVICES = ("cpu", "meta", "cuda") if torch.ops.piip_ops._built_with_cuda() else ("cpu", "meta")
 
 
 def ms_deform_attn(
@@ -92,21 +93,18 @@ def deform_cross_attn(
 
 def build_info() -> dict[str, str]:
     """What was built and what will run: ``extension``, ``cpu`` and ``cuda``, a line each."""
-    if not _COMPILED:
+    if not _DEVICES:
         reference = f"reference (no extension: {_PROBLEM})"
         return {"extension": "missing", "cpu": reference, "cuda": reference}
     return {
         "extension": "built",
         "cpu": f"{torch.ops.piip_ops._cpu_kernels()} kernels",
-        "cuda": "kernels" if torch.ops.piip_ops._built_with_cuda() else "reference (built without CUDA)",
+        "cuda": "kernels" if "cuda" in _DEVICES else "reference (built without CUDA)",
     }
 
 
 def _has_kernel(value: Tensor) -> bool:
-    device = value.device.type
-    return _COMPILED and (
-        device in ("cpu", "meta") or (device == "cuda" and torch.ops.piip_ops._built_with_cuda())
-    )
+    return value.device.type in _DEVICES
 
 
 def _pairs(flat: Sequence[int]) -> list[tuple[int, int]]:
@@ -153,7 +151,7 @@ def _cross_backward_fake(
     return _like_contiguous(value, offsets, logits)
 
 
-if _COMPILED:
+if _DEVICES:
     for _name, _fake in (
         ("ms_deform_attn", _ms_fake),
         ("ms_deform_attn_backward", _ms_backward_fake),

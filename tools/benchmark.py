@@ -102,7 +102,7 @@ def run_model(args: argparse.Namespace) -> None:
     changed = [
         Contender.from_config(config, protocol, compiled=compiled, overrides=overrides)
         for config, contender in zip(args.configs, contenders, strict=True)
-        for overrides in ([], args.variant)
+        for overrides in (list[str](), args.variant)
         for compiled in (False, True)
         if contender.is_piip and compiled <= args.compile and (overrides or compiled)
     ]
@@ -130,7 +130,7 @@ def run_model(args: argparse.Namespace) -> None:
         print(_written(about, rows, args.format))
 
 
-def _written(about: dict[str, str], rows: list[dict[str, Any]], output_format: str) -> str:
+def _written(about: dict[str, str], rows: list[dict[str, Any]], output_format: Any) -> str:
     from piip.flops import format_rows
 
     if output_format == "json":

@@ -23,7 +23,7 @@ from typing import Any
 
 __all__ = ["Outcome", "Part", "main", "parts", "run_part", "write_report"]
 
-_MODELS = (
+_VITDET, _TSB, _SBL = (
     "configs/comparison/detectron2_vitdet_b.py",
     "configs/COCO/mask_rcnn_piip_tsb_1120_896_448_1x.py",
     "configs/COCO/mask_rcnn_piip_sbl_1568_1120_672_1x.py",
@@ -86,7 +86,8 @@ def parts(output: Path, *, dry: bool) -> list[Part]:
     this = ("-m", "piip.measure.gpu_report")
     pytest = ("-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist")
     ops = ["tools/benchmark.py", "ops", "--device", device, "--output", result("operators")]
-    models, printed = ("tools/benchmark.py", "model"), ("--device", device, "--format", "json")
+    models = ("tools/benchmark.py", "model")
+    printed: tuple[str, ...] = ("--device", device, "--format", "json")
     training = (
         "tools/lazyconfig_train_net.py",
         *("--config-file", _QUICK, f"train.device={device}", f"train.output_dir={output / 'training'}"),
@@ -108,13 +109,19 @@ def parts(output: Path, *, dry: bool) -> list[Part]:
         ops += ["--only", "4 queries", "--runs", "1", "--dtype", "float32"]
         operator_tests = ("tests/piip_ops/test_values.py", "-k", "published_numbers")
         model_tests = ("tests/piip/test_device.py", "-k", "maps_and_gradients or bfloat16")
-        measured = [("inference", (_QUICK, *printed, "--runs", "1", "--precision", "fp32"))]
+        measured = [("inference", (_QUICK, *printed, "--runs", "1", "--mode", "inference"))]
     else:
         ops += ["--dtype", "float32", "bfloat16", "float16", "--batch", "1", "8"]
         operator_tests, model_tests = ("tests/piip_ops",), ("tests/piip/test_device.py",)
-        settings = (*_MODELS, *printed, "--precision", "bf16", "fp32", "--runs", "7")
-        settings += ("--compile", "--variant", _ATTENTION, "--batch")
-        measured = [("inference", (*settings, "1", "8")), ("training", (*settings, "2"))]
+        printed += ("--runs", "7")
+        settings = (_VITDET, _TSB, _SBL, *printed, "--precision", "bf16", "fp32", "--batch")
+        compiled = (*printed, "--precision", "bf16", "--batch", "2", "--compile", "--variant", _ATTENTION)
+        measured = [
+            ("inference", (*settings, "1", "8", "--mode", "inference")),
+            ("training", (*settings, "2", "--mode", "training")),
+            ("compiled-tsb", (_TSB, *compiled, "--mode", "training", "inference")),
+            ("compiled-sbl", (_SBL, *compiled, "--mode", "training", "inference")),
+        ]
     return [
         Part("machine", "Machine", ((*this, "--measure-machine", result("machine")),), 60),
         Part("build", "Build", (*build, (*this, "--show-build", device)), 240, {"FORCE_CUDA": "1"}),
@@ -129,12 +136,12 @@ def parts(output: Path, *, dry: bool) -> list[Part]:
         Part("operators", "Operators", (tuple(ops),), 150),
         *(
             Part(
-                f"models-{mode}",
-                f"Models, {mode}",
-                ((*models, *options, "--mode", mode, "--output", result(f"models-{mode}")),),
-                300,
+                f"models-{name}",
+                f"Models, {name}",
+                ((*models, *options, "--output", result(f"models-{name}")),),
+                150,
             )
-            for mode, options in measured
+            for name, options in measured
         ),
         Part("training", "A short training", (shapes, training), 75, data),
         *([] if dry else [Part("ddp", "A short training with DDP", ((*launcher, *training),), 75, data)]),
@@ -327,6 +334,7 @@ def _operator_table(results: dict[str, Any]) -> list[str]:
 def _model_table(results: dict[str, Any]) -> list[str]:
     names = (
         "model",
+        "mode",
         "precision",
         "batch",
         "detector_ms",
@@ -390,8 +398,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _earlier(output: Path, *, dry: bool) -> dict[str, Outcome]:
     """What a report of the same kind already says in a folder, by part; nothing where there is none."""
     path = output / "report.json"
-    report = json.loads(path.read_text()) if path.is_file() else {"dry_run": dry, "parts": []}
-    if report["dry_run"] != dry:
+    report = json.loads(path.read_text()) if path.is_file() else {}
+    if report.get("dry_run") != dry:
         return {}
     planned = {part.name: part for part in parts(output, dry=dry)}
     return {
