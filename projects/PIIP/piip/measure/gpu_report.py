@@ -104,23 +104,22 @@ def parts(output: Path, *, dry: bool) -> list[Part]:
     build = () if dry else (("setup.py", "-q", "build_ext", "--inplace", "--force"),)
     operator_tests: tuple[str, ...]
     model_tests: tuple[str, ...]
-    measured: list[tuple[str, tuple[str, ...]]]
+    measured: list[tuple[str, tuple[str, ...], int]]
     if dry:
         ops += ["--only", "4 queries", "--runs", "1", "--dtype", "float32"]
         operator_tests = ("tests/piip_ops/test_values.py", "-k", "published_numbers")
         model_tests = ("tests/piip/test_device.py", "-k", "maps_and_gradients or bfloat16")
-        measured = [("inference", (_QUICK, *printed, "--runs", "1", "--mode", "inference"))]
+        measured = [("inference", (_QUICK, *printed, "--runs", "1", "--mode", "inference"), 300)]
     else:
         ops += ["--dtype", "float32", "bfloat16", "float16", "--batch", "1", "8"]
         operator_tests, model_tests = ("tests/piip_ops",), ("tests/piip/test_device.py",)
         printed += ("--runs", "7")
         settings = (_VITDET, _TSB, _SBL, *printed, "--precision", "bf16", "fp32", "--batch")
-        compiled = (*printed, "--precision", "bf16", "--batch", "2", "--compile", "--variant", _ATTENTION)
+        compiled = (_TSB, *printed, "--precision", "bf16", "--batch", "2", "--compile")
         measured = [
-            ("inference", (*settings, "1", "8", "--mode", "inference")),
-            ("training", (*settings, "2", "--mode", "training")),
-            ("compiled-tsb", (_TSB, *compiled, "--mode", "training", "inference")),
-            ("compiled-sbl", (_SBL, *compiled, "--mode", "training", "inference")),
+            ("inference", (*settings, "1", "8", "--mode", "inference"), 150),
+            ("training", (*settings, "2", "--mode", "training"), 150),
+            ("compiled", (*compiled, "--mode", "inference", "training", "--variant", _ATTENTION), 300),
         ]
     return [
         Part("machine", "Machine", ((*this, "--measure-machine", result("machine")),), 60),
@@ -139,9 +138,9 @@ def parts(output: Path, *, dry: bool) -> list[Part]:
                 f"models-{name}",
                 f"Models, {name}",
                 ((*models, *options, "--output", result(f"models-{name}")),),
-                150,
+                seconds,
             )
-            for name, options in measured
+            for name, options, seconds in measured
         ),
         Part("training", "A short training", (shapes, training), 75, data),
         *([] if dry else [Part("ddp", "A short training with DDP", ((*launcher, *training),), 75, data)]),
