@@ -31,7 +31,7 @@ from piip.engine.command_line import argument_parser, tool
 from piip.engine.curves import read_metrics
 from piip.engine.preemption import EXIT_STATUS
 from piip.quick.shapes import write_split
-from piip.weights.tensor_file import read_file
+from piip.weights.tensor_file import read_file, same_content
 
 TOOL = Path(__file__).resolve().with_name("lazyconfig_train_net.py")
 CONFIG = TOOL.parents[1] / "configs/quick/mask_rcnn_piip_128_96_64_shapes.py"
@@ -111,17 +111,6 @@ def check(folder: Path, logged: int) -> tuple[int, bool]:
     return logged - saved, any(folder.glob(".*.part"))
 
 
-def same(a: object, b: object) -> bool:
-    """Whether two nested states are equal, tensors bit for bit."""
-    if isinstance(a, torch.Tensor):
-        return isinstance(b, torch.Tensor) and torch.equal(a, b)
-    if isinstance(a, dict):
-        return isinstance(b, dict) and a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
-    if isinstance(a, list | tuple):
-        return isinstance(b, list | tuple) and len(a) == len(b) and all(map(same, a, b))
-    return a == b
-
-
 @tool
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line."""
@@ -164,7 +153,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     killed, undisturbed = (
         read_file(output / f"{name}/model_final.pth") for name in ("killed", "undisturbed")
     )
-    assert same(killed, undisturbed), "the weights differ from those of a run without kills"
+    assert same_content(killed, undisturbed), "the weights differ from those of a run without kills"
     assert not list((output / "killed").glob(".*.part"))
     moments = ", ".join(f"{number} in {kind}" for kind, number in kills.items())
     print(

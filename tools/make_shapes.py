@@ -2,7 +2,6 @@
 """Write the shapes dataset: tools/make_shapes.py [--output FOLDER]."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from piip.engine.command_line import argument_parser, tool
 
@@ -11,21 +10,17 @@ from piip.engine.command_line import argument_parser, tool
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line."""
     from piip.engine.data import dataset_root
+    from piip.quick.command_line import add_split_options
     from piip.quick.shapes import write_split
 
     parser = argument_parser(description="Write a small COCO-format dataset of drawn shapes.")
-    parser.add_argument(
-        "--output",
-        type=Path,
-        default=dataset_root() / "shapes",
-        help="folder to write it to (default: %(default)s)",
+    add_split_options(
+        parser,
+        dataset_root() / "shapes",
+        train_images=2400,
+        val_images=100,
+        image_size=128,
     )
-    parser.add_argument("--train-images", type=int, default=2400, help="(default: %(default)s)")
-    parser.add_argument("--val-images", type=int, default=100, help="(default: %(default)s)")
-    parser.add_argument(
-        "--image-size", type=int, default=128, help="height and width in pixels (default: %(default)s)"
-    )
-    parser.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
     args = parser.parse_args(argv)
     for split, number in (("train", args.train_images), ("val", args.val_images)):
         path = write_split(args.output, split, number, args.image_size, args.seed)

@@ -25,9 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("\n\n".join([markdown_table(), *(zoo.markdown_table() for zoo in zoos)]))
         return 0
     # these need Detectron2, which the list does not
-    from piip.measure.classification_zoo_check import check_classifier
-    from piip.measure.segmentation_zoo_check import check_segmentor
-    from piip.measure.zoo_check import check
+    from piip.measure.zoo_check import check, check_classifier, check_segmentor
 
     wrong = 0
     findings = itertools.chain(

@@ -19,6 +19,7 @@ from detectron2.utils.events import EventStorage
 from piip.detection.evaluation import summary
 from piip.engine.train import Trainer, build_model, evaluate, train
 from piip.numerics import autocast
+from piip.weights.tensor_file import same_content
 
 from ..tiny_config import tiny_config
 
@@ -27,17 +28,6 @@ FINAL = "output/model_final.pth"
 
 def load(path: Path) -> dict:
     return torch.load(path, weights_only=True)
-
-
-def same(a: object, b: object) -> bool:
-    """Whether two nested states are equal, tensors bit for bit."""
-    if isinstance(a, torch.Tensor):
-        return isinstance(b, torch.Tensor) and torch.equal(a, b)
-    if isinstance(a, dict):
-        return isinstance(b, dict) and a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
-    if isinstance(a, list | tuple):
-        return isinstance(b, list | tuple) and len(a) == len(b) and all(map(same, a, b))
-    return a == b
 
 
 def test_a_step_lowers_the_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -96,10 +86,10 @@ def test_resumes_bit_for_bit(
     train(tiny_config(stopped, monkeypatch, *overrides), resume=True)
 
     expected, actual = load(whole / FINAL), load(stopped / FINAL)
-    assert same(expected["model"], actual["model"])
-    assert same(expected["trainer"], actual["trainer"])
+    assert same_content(expected["model"], actual["model"])
+    assert same_content(expected["trainer"], actual["trainer"])
     initial = load(whole / "output/model_0000001.pth")["model"]
-    assert not same(expected["model"], initial)
+    assert not same_content(expected["model"], initial)
 
 
 def test_a_run_without_seed_keeps_the_one_it_drew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

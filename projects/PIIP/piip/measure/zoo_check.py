@@ -2,26 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from detectron2.config import LazyConfig, instantiate
 
+from ..backbone import PIIP
+from ..classification.classifier import PIIPClassifier
 from ..flops import actual_cost, build_on_meta, published_cost
+from ..weights.classification_zoo import PublishedClassifier
 from ..weights.model_zoo import Released
+from ..weights.segmentation_zoo import PublishedSegmentor
+from .cost import detector_cost, load_detector
 
-__all__ = ["check"]
+__all__ = ["check", "check_classifier", "check_segmentor"]
+
+Counted = Mapping[str, tuple[float, float, float]]
+"""Of each figure what was counted, what the row lists and by how much they may differ."""
 
 
 def check(released: Released, configs: Path) -> list[str]:
-    """What is wrong with a row, a line each.
+    """What is wrong with a detector's row, a line each.
 
     Args:
         released: the row.
         configs: the folder of its config.
     """
-    cfg = LazyConfig.load(str(configs / f"{released.config}.py"))
+    file = configs / f"{released.config}.py"
     with build_on_meta():
-        built = instantiate(cfg.model.backbone)
+        built = instantiate(LazyConfig.load(str(file)).model.backbone)
     backbone = getattr(built, "bottom_up", built)  # below an FPN, or without one
     counted = {
         "params_m": (sum(p.numel() for p in backbone.parameters()) / 1e6, released.params_m, 0.005),
@@ -33,15 +42,60 @@ def check(released: Released, configs: Path) -> list[str]:
             released.gflops_published,
             0.6,
         )
-    sizes = "/".join(str(size) for size in reversed(backbone.piip.image_sizes))
-    problems = (
-        [] if sizes == released.image_sizes else [f"image_sizes: {released.image_sizes}, built {sizes}"]
-    )
-    published = f"Published AP: box {released.box_ap}, mask {released.mask_ap}."
+    says = f"Published AP: box {released.box_ap}, mask {released.mask_ap}."
     if released.mask_ap is None:
-        published = f"Published box AP: {released.box_ap}."
-    if published not in (configs / f"{released.config}.py").read_text():
-        problems.append(f"AP: the config does not say '{published}'")
+        says = f"Published box AP: {released.box_ap}."
+    return _problems(backbone.piip, released.image_sizes, counted, file, says)
+
+
+def check_segmentor(row: PublishedSegmentor, configs: Path) -> list[str]:
+    """What is wrong with a segmentor's row, likewise."""
+    file = configs / f"{row.config}.py"
+    with build_on_meta():
+        segmentor = load_detector(str(file))
+    total = detector_cost(segmentor).total
+    head = total.parts["neck"].gflops + total.parts["decode_head"].gflops
+    heads_m = total.parts["decode_head"].params_m + total.parts["auxiliary_head"].params_m
+    counted = {
+        "params_m": (total.params_m - heads_m, row.params_m, 0.005),
+        "gflops": (total.gflops - head, row.gflops, 0.06),
+        "head_gflops": (head, row.head_gflops, 0.06),
+    }
+    (piip,) = (module for module in segmentor.modules() if isinstance(module, PIIP))
+    says = None if row.miou is None else f"Published mIoU: {row.miou}."
+    return _problems(piip, row.image_sizes, counted, file, says)
+
+
+def check_classifier(row: PublishedClassifier, configs: Path) -> list[str]:
+    """What is wrong with a classifier's row, likewise."""
+    file = configs / f"{row.config}.py"
+    with build_on_meta():
+        model = load_detector(str(file))
+    if not isinstance(model, PIIPClassifier):
+        return [f"the config builds a {type(model).__name__}, no classifier"]
+    actual, published = (detector_cost(model, accounting=rules).total for rules in ("actual", "published"))
+    counted = {
+        "params_m": (actual.params_m, row.params_m, 0.005),
+        "gflops": (actual.gflops, row.gflops, 0.05),
+        "gflops_published": (published.gflops, row.gflops_published, 0.05),
+        # published without the head of the merged map, and rounded to a million with a head a branch
+        "params_m_published": (
+            actual.params_m - (0 if model.piip.merge is None else actual.parts["heads"].params_m),
+            row.params_m_published,
+            0.5 if model.piip.merge is None else 0.05,
+        ),
+    }
+    return _problems(model.piip, row.image_sizes, counted, file, f"Published top-1: {row.top1}.")
+
+
+def _problems(piip: PIIP, image_sizes: str, counted: Counted, file: Path, says: str | None) -> list[str]:
+    """Where a row's sizes and figures differ from the model's, and what the config's text should say."""
+    problems = []
+    sizes = "/".join(str(size) for size in reversed(piip.image_sizes))
+    if sizes != image_sizes:
+        problems.append(f"image_sizes: {image_sizes}, built {sizes}")
+    if says is not None and says not in file.read_text():
+        problems.append(f"the config does not say '{says}'")
     return problems + [
         f"{what}: {listed} listed, {value:.3f} counted"
         for what, (value, listed, tolerance) in counted.items()

@@ -17,16 +17,7 @@ from .configuration import PIIPLlavaConfig, PIIPVisionConfig
 from .modeling import PIIPLlavaForConditionalGeneration, PIIPLlavaModel, PIIPVisionModel
 from .processing import PIIPImageProcessor, PIIPLlavaProcessor
 
-__all__ = [
-    "PIIPImageProcessor",
-    "PIIPLlavaConfig",
-    "PIIPLlavaForConditionalGeneration",
-    "PIIPLlavaModel",
-    "PIIPLlavaProcessor",
-    "PIIPVisionConfig",
-    "PIIPVisionModel",
-    "load",
-]
+__all__ = ["load"]
 
 for _config in (PIIPVisionConfig, PIIPLlavaConfig):
     AutoConfig.register(_config.model_type, _config, exist_ok=True)

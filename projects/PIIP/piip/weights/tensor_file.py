@@ -18,7 +18,7 @@ from torch import Tensor
 
 from .whole_file import whole_file
 
-__all__ = ["check_values", "read_file", "read_state", "state_dict_of", "unwrap", "write_file"]
+__all__ = ["check_values", "read_file", "read_state", "same_content", "state_dict_of", "unwrap", "write_file"]
 
 _CONTAINERS = ("state_dict", "model_state", "model", "module")
 _MAX_ENTRIES = 100_000  # the largest published detector has 3000
@@ -177,6 +177,17 @@ def check_finite(state: Mapping[str, Tensor], origin: object) -> None:
             continue
         if not math.isfinite(tensor.sum(dtype=torch.float64)):
             raise ValueError(f"{origin}: {key} holds NaN or infinite values: it is not a trained model")
+
+
+def same_content(a: object, b: object) -> bool:
+    """Whether two nested contents are equal, tensors bit for bit."""
+    if isinstance(a, Tensor):
+        return isinstance(b, Tensor) and torch.equal(a, b)
+    if isinstance(a, dict):
+        return isinstance(b, dict) and a.keys() == b.keys() and all(same_content(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple):
+        return isinstance(b, list | tuple) and len(a) == len(b) and all(map(same_content, a, b))
+    return a == b
 
 
 def write_file(content: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
