@@ -49,7 +49,7 @@ def test_wrong_rows_are_found() -> None:
     problems = [problem.split(":")[0] for problem in check_classifier(wrong, FOLDER)]
     assert problems == [
         "image_sizes",
-        "top-1",
+        "accuracy",
         "params_m",
         "gflops",
         "gflops_published",

@@ -45,7 +45,7 @@ def test_wrong_rows_are_found() -> None:
     )
     assert [problem.split(":")[0] for problem in check(wrong, CONFIGS)] == [
         "image_sizes",
-        "AP",
+        "accuracy",
         "params_m",
         "gflops",
         "gflops_published",

@@ -95,7 +95,7 @@ def _problems(piip: PIIP, image_sizes: str, counted: Counted, file: Path, says: 
     if sizes != image_sizes:
         problems.append(f"image_sizes: {image_sizes}, built {sizes}")
     if says is not None and says not in file.read_text():
-        problems.append(f"the config does not say '{says}'")
+        problems.append(f"accuracy: the config does not say '{says}'")
     return problems + [
         f"{what}: {listed} listed, {value:.3f} counted"
         for what, (value, listed, tolerance) in counted.items()
