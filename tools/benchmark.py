@@ -79,7 +79,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=[],
         metavar="KEY=VALUE",
-        help="measure each PIIP with its config changed so, too, compiled where --compile is given",
+        help="measure each PIIP with its config changed so, too, compiled and optimised where asked",
     )
     parser.add_argument("--format", default="table", choices=["table", "markdown", "csv", "json"])
     parser.add_argument(
@@ -99,10 +99,11 @@ def run_model(args: argparse.Namespace) -> None:
     torch.set_num_threads(args.threads)
     protocol = Protocol(device=args.device, runs=args.runs, onednn_linear=args.onednn_linear)
     contenders = [Contender.from_config(config, protocol) for config in args.configs]
+    variants: list[list[str]] = [[], args.variant] if args.variant else [[]]
     changed = [
         Contender.from_config(config, protocol, compiled=compiled, overrides=overrides)
         for config, contender in zip(args.configs, contenders, strict=True)
-        for overrides in (list[str](), args.variant)
+        for overrides in variants
         for compiled in (False, True)
         if contender.is_piip and compiled <= args.compile and (overrides or compiled)
     ]
@@ -117,8 +118,9 @@ def run_model(args: argparse.Namespace) -> None:
             optimized = []
             if args.optimized and mode == "inference":
                 optimized = [
-                    Contender.from_config(config, protocol, PRECISIONS[precision])
+                    Contender.from_config(config, protocol, PRECISIONS[precision], overrides=overrides)
                     for config, contender in zip(args.configs, contenders, strict=True)
+                    for overrides in variants
                     if contender.is_piip
                 ]
             for batch in args.batch:

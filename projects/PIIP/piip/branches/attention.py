@@ -8,7 +8,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["TokenMapAttention", "window_merge", "window_partition"]
+__all__ = ["TokenMapAttention", "attention_by_products", "window_merge", "window_partition"]
+
+
+def attention_by_products(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None) -> Tensor:
+    """``F.scaled_dot_product_attention`` in three steps, scores ``(..., N, N)`` in memory.
+
+    On a CPU, PyTorch's own multiplies bfloat16 no faster than float32.
+    """
+    scores = torch.matmul(q * q.shape[-1] ** -0.5, k.transpose(-2, -1))
+    if attn_mask is not None:
+        scores = scores + attn_mask
+    return torch.matmul(scores.softmax(-1), v)
 
 
 def _windows(length: int, size: int) -> int:
@@ -97,6 +108,7 @@ class TokenMapAttention(nn.Module):
                 f"window size {window_size} is not a number of tokens: expected >= 1, or None for global"
             )
         self.num_heads = num_heads
+        self.product: Callable[..., Tensor] = F.scaled_dot_product_attention
         self.window_size = window_size
         self.pad_before_qkv = pad_before_qkv
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
@@ -120,7 +132,7 @@ class TokenMapAttention(nn.Module):
             t.reshape(batch, height * width, self.num_heads, -1).transpose(1, 2)  # (B, heads, h*w, C/heads)
             for t in (self.q_norm(q), self.k_norm(k), v)
         )
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=self.attention_bias())
+        out = self.product(q, k, v, attn_mask=self.attention_bias())
         return out.transpose(1, 2).reshape(batch, height, width, channels // 3)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from ..backbone import PIIP
+from ..branches.attention import TokenMapAttention, attention_by_products
 from ..cross_attention import DeformableCrossAttention
 from ..folding import Foldable
 from .heap import keep_heap_warm
@@ -26,15 +27,16 @@ def optimize_for_inference(model: Model, dtype: torch.dtype = torch.float32) -> 
 
     What can be multiplied into weights is (layer scales, gammas of interactions, scalars of the merge, 1x1
     convolutions after deconvolutions); convolutions become channels-last, which is how token maps lie in
-    memory; on a CPU linear layers get packed weights, and the process keeps the memory of tensors that are
-    gone. In float32 results stay within 1e-4 of a map's largest value.
+    memory; on a CPU linear layers get packed weights and apply the GELU that follows, and the process keeps
+    the memory of tensors that are gone. In float32 results stay within 1e-4 of a map's largest value.
 
     Args:
         model: any model of this package, trained and loaded. It is changed in place: its state dict is no
             longer that of a checkpoint, and it cannot be trained.
         dtype: float32, or bfloat16 for the parts that bear it: PIIP's weights are kept in it and everything
-            runs under autocast, so what the method computes in float32 remains so. On processors without
-            instructions for it bfloat16 is slower than float32.
+            runs under autocast, so what the method computes in float32 remains so; a model that is built
+            with ``attention_precision="autocast"`` computes less in it. On processors without instructions
+            for it bfloat16 is slower than float32.
 
     Returns:
         The model, in evaluation mode; calling it records no gradients.
@@ -64,13 +66,15 @@ def optimize_for_inference(model: Model, dtype: torch.dtype = torch.float32) -> 
 
 
 def _lower(piip: PIIP, dtype: torch.dtype) -> None:
-    """Keep a PIIP's weights in ``dtype``, but for the deformable attention, which runs in float32."""
-    wide = {
-        parameter
-        for module in piip.modules()
-        if isinstance(module, DeformableCrossAttention)
-        for parameter in module.parameters()
-    }
+    """Keep a PIIP's weights in ``dtype``, but for what deformable attention computes in float32."""
+    wide: set[nn.Parameter] = set()
+    for module in piip.modules():
+        if isinstance(module, DeformableCrossAttention):
+            places = (module.sampling_offsets, module.attention_weights)
+            for part in (module,) if module.precision == "float32" else places:
+                wide.update(part.parameters())
+        if isinstance(module, TokenMapAttention) and module.window_size is not None:
+            module.product = attention_by_products
     for parameter in piip.parameters():
         if parameter not in wide:
             parameter.data = parameter.data.to(dtype)

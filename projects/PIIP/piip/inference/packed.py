@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from timm.layers import Mlp
 from torch import Tensor, nn
 
 __all__ = ["PackedLinear", "is_packable", "pack_linears"]
@@ -17,12 +18,14 @@ class PackedLinear(nn.Module):
 
     Args:
         linear: what to replace, float32 or, where the processor has instructions for it, bfloat16.
+        gelu: an activation to apply to the results while they are at hand.
     """
 
     bias: Tensor | None
 
-    def __init__(self, linear: nn.Linear) -> None:
+    def __init__(self, linear: nn.Linear, gelu: nn.GELU | None = None) -> None:
         super().__init__()
+        self.gelu = gelu.approximate if gelu else None
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self.dtype = linear.weight.dtype
         weight = linear.weight.detach().contiguous()
@@ -41,10 +44,12 @@ class PackedLinear(nn.Module):
             x = x.to(self.dtype)
         if x.numel() == 0:  # no box, say
             return x.new_zeros(*x.shape[:-1], self.out_features)
-        return torch.ops.mkldnn._linear_pointwise(x, self._packed, self.bias, "none", [], "")
+        name, approximate = ("none", "") if self.gelu is None else ("gelu", self.gelu)
+        return torch.ops.mkldnn._linear_pointwise(x, self._packed, self.bias, name, [], approximate)
 
     def extra_repr(self) -> str:
-        return f"{self.in_features}, {self.out_features}, bias={self.bias is not None}, {self.dtype}"
+        bias, gelu = self.bias is not None, self.gelu
+        return f"{self.in_features}, {self.out_features}, bias={bias}, {self.dtype}, gelu={gelu}"
 
 
 def is_packable(linear: nn.Module) -> bool:
@@ -61,6 +66,8 @@ def is_packable(linear: nn.Module) -> bool:
 def pack_linears(model: nn.Module) -> None:
     """Replace the linear layers of a model by packed ones, in place, where oneDNN can run them."""
     for module in model.modules():
+        if isinstance(module, Mlp) and type(module.act) is nn.GELU and is_packable(module.fc1):
+            module.fc1, module.act = PackedLinear(module.fc1, module.act), nn.Identity()
         for name, child in module.named_children():
             if is_packable(child):
                 setattr(module, name, PackedLinear(child))  # type: ignore[arg-type]
