@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import resource
+from typing import Any
 
 import pytest
 import torch
@@ -121,6 +122,14 @@ def test_scaled_output() -> None:
         torch.testing.assert_close(layer(x), expected)
 
 
+@pytest.mark.parametrize("approximate", ["none", "tanh"])
+def test_packed_linear_with_gelu(approximate: str) -> None:
+    linear, gelu = nn.Linear(24, 40), nn.GELU(approximate)
+    x = torch.randn(2, 3, 7, 24)
+    packed = PackedLinear(linear, gelu)
+    torch.testing.assert_close(packed(x), gelu(linear(x)).detach(), rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("bias", [True, False])
 def test_packed_linear(bias: bool) -> None:
     linear = nn.Linear(24, 40, bias=bias)
@@ -135,8 +144,12 @@ def test_packed_linear(bias: bool) -> None:
     assert "in" not in packed.state_dict() and "weight" not in packed.state_dict()
 
 
-def test_bfloat16_keeps_what_the_method_computes_in_float32() -> None:
-    model = randomise(tiny_piip().eval())
+@pytest.mark.parametrize("precision", ["float32", "autocast"])
+def test_bfloat16_keeps_what_the_method_computes_in_float32(precision: Any) -> None:
+    """All of deformable attention as released, where it looks otherwise."""
+    model = randomise(
+        tiny_piip(interaction=InteractionConfig(num_heads=4, attention_precision=precision)).eval()
+    )
     x = torch.randn(1, 3, 64, 64)
     with torch.inference_mode():
         expected = model(x)
@@ -144,7 +157,10 @@ def test_bfloat16_keeps_what_the_method_computes_in_float32() -> None:
     types = {name: parameter.dtype for name, parameter in model.named_parameters()}
     assert types["branches.0.patch_embed.proj.weight"] == torch.bfloat16
     attention = model.interactions[0].units["1_2"].large_to_small.attn
-    assert attention.value_proj.dtype == torch.float32  # packed, as everything on this CPU
+    wide = {"float32": torch.float32, "autocast": torch.bfloat16}[precision]
+    value = attention.value_proj  # packed, where the CPU has instructions for it
+    assert (value.dtype if isinstance(value, PackedLinear) else value.weight.dtype) == wide
+    assert attention.sampling_offsets.dtype == attention.attention_weights.dtype == torch.float32
     # 8 bits of mantissa through two stages
     assert close(model(x).float(), expected, 5e-2)
 

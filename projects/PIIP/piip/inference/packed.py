@@ -65,8 +65,10 @@ def is_packable(linear: nn.Module) -> bool:
 
 def pack_linears(model: nn.Module) -> None:
     """Replace the linear layers of a model by packed ones, in place, where oneDNN can run them."""
+    # oneDNN's kernels for AVX2 take longer for both together than for one after the other
+    together = "AVX512" in torch.backends.cpu.get_cpu_capability()
     for module in model.modules():
-        if isinstance(module, Mlp) and type(module.act) is nn.GELU and is_packable(module.fc1):
+        if together and isinstance(module, Mlp) and type(module.act) is nn.GELU and is_packable(module.fc1):
             module.fc1, module.act = PackedLinear(module.fc1, module.act), nn.Identity()
         for name, child in module.named_children():
             if is_packable(child):
