@@ -9,7 +9,7 @@ DETECTRON2_COMMIT := 02b5c4e295e990042a714712c21dc79b731e8833
 DETECTRON2 ?= git+https://github.com/facebookresearch/detectron2.git@$(DETECTRON2_COMMIT)
 
 .DELETE_ON_ERROR:
-.PHONY: help setup check-detectron2 demo demo-segmentation demo-classification demo-multimodal test browser docs check-cuda sanitize bench tables zoo-check lint format
+.PHONY: help setup check-detectron2 demo demo-segmentation demo-classification demo-multimodal test test-all browser docs check-cuda sanitize bench tables zoo-check lint format
 
 help: ## List the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -84,8 +84,12 @@ demo-classification: setup ## Train a small PIIP classifier on the CPU, evaluate
 demo demo-segmentation demo-classification demo-multimodal: export PYTHONWARNINGS := ignore
 
 # One process a core and one thread each: most tests are too small for two threads to help them.
-test: setup ## All tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal
+test: setup ## The tests, without those marked slow
+	$(PYTEST) -m "not slow"
+
+test-all: setup ## All tests
+	$(PYTEST)
 
 # Any of these drives the test of the web page; apt-get has the first on Debian.
 BROWSERS := chromium chromium-browser google-chrome

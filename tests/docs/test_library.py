@@ -7,8 +7,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 REPOSITORY = Path(__file__).parents[2]
 WITHOUT = """
 import sys
@@ -17,7 +15,6 @@ for name in ("detectron2", "cv2", "omegaconf", "hydra", "pycocotools"):
 """
 
 
-@pytest.mark.slow
 def test_examples() -> None:
     text = (REPOSITORY / "docs/library.md").read_text()
     examples = re.findall(r"```python\n(.*?)```", text, re.DOTALL)

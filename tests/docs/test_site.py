@@ -52,7 +52,6 @@ class _Loaded(html.parser.HTMLParser):
             self.addresses.append(values.get("href") or "")
 
 
-@pytest.mark.slow
 def test_the_site_is_strict_and_loads_nothing_from_elsewhere(site: Path) -> None:
     pages = sorted(site.rglob("*.html"))
     assert len(pages) >= 20

@@ -157,7 +157,6 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_everything_in_a_tutorial_runs(page: Path, place: Path) -> None:
     found = blocks(page)

@@ -65,7 +65,6 @@ class Attention(nn.Module):
         )
 
 
-@pytest.mark.slow
 def test_compile_with_dynamic_sizes():
     torch.manual_seed(0)
     model = Attention().to(DEVICE)
@@ -79,7 +78,6 @@ def test_compile_with_dynamic_sizes():
     assert model.offsets.weight.grad.isfinite().all()
 
 
-@pytest.mark.slow
 def test_export_with_dynamic_sizes():
     torch.manual_seed(0)
     model = Attention().to(DEVICE)

@@ -153,7 +153,6 @@ def test_detectors_are_sent_elsewhere(capsys: pytest.CaptureFixture[str], tmp_pa
     assert "tools/lazyconfig_train_net.py" in capsys.readouterr().err
 
 
-@pytest.mark.slow
 def test_two_processes_by_torchrun(trained: Path, tmp_path: Path) -> None:
     """The command line in two processes: the losses of one process with the same batch, to 1e-5."""
 

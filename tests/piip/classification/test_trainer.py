@@ -171,7 +171,6 @@ def _rank(rank: int, root: Path, output: Path) -> None:
     torch.distributed.destroy_process_group()
 
 
-@pytest.mark.slow
 def test_two_processes_are_one_with_the_same_batch(root: Path, tmp_path: Path) -> None:
     """Same images, same augmentations, same losses.
 

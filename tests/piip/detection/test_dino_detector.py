@@ -148,7 +148,6 @@ def test_conversion_and_back(tmp_path: Path) -> None:
         to_official_dino_detector({"roi_heads.x": torch.zeros(1)}, "x")
 
 
-@pytest.mark.slow
 def test_tools(tmp_path: Path) -> None:
     """Two processes train it; what it finds is drawn, boxes without masks."""
     for split, number in (("train", 8), ("val", 4)):

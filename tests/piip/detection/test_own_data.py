@@ -304,7 +304,6 @@ def test_overrides_behind_the_data() -> None:
     assert without_overrides([*data, *overrides]) == (data, overrides)
 
 
-@pytest.mark.slow
 def test_from_the_command_line(tmp_path: Path) -> None:
     """Train, evaluate and draw with the tools: as the README has it."""
     data = write_own(tmp_path / "own")

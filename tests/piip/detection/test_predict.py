@@ -261,7 +261,6 @@ def test_pictures_beside_the_ground_truth(tmp_path: Path, monkeypatch: pytest.Mo
     assert shapes == {(28 + 384, 2 * 384, 3)}  # 64 px images are enlarged to 384 px
 
 
-@pytest.mark.slow
 def test_command_line(weights: str, photographs: Path, tmp_path: Path) -> None:
     """Without a display; success says what was done, no weights and nothing drawn are failures."""
     environment = {key: value for key, value in os.environ.items() if key != "DISPLAY"}

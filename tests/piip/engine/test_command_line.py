@@ -160,7 +160,6 @@ def test_mistakes_in_the_program_are_not_hidden() -> None:
         main([])
 
 
-@pytest.mark.slow
 def test_in_worker_processes(tmp_path: Path) -> None:
     """Two processes: still one line."""
     arguments = ["--num-gpus", "2", "--config-file", QUICK, "train.max_itr=5"]
@@ -170,7 +169,6 @@ def test_in_worker_processes(tmp_path: Path) -> None:
     assert done.stderr.startswith("error: ")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("terminal", [True, False])
 def test_training_shows_one_live_line_on_a_terminal(terminal: bool, tmp_path: Path) -> None:
     """Iteration, loss and the time left, rewritten in place; elsewhere only logs, and no warnings."""

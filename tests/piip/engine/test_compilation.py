@@ -26,7 +26,6 @@ def gradients(model: nn.Module, images: torch.Tensor) -> dict[str, torch.Tensor]
     return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
 
-@pytest.mark.slow
 def test_no_graph_breaks_and_no_recompilation_from_batch_to_batch() -> None:
     """Checkpointed blocks that differ in their rate of drop path only, and the interactions after them.
 

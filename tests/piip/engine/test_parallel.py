@@ -90,7 +90,6 @@ def alone(shapes: Path) -> torch.Tensor:
     return mean_losses(in_processes(1, run, shapes, "alone"))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("processes", "overrides"),
     [
@@ -117,7 +116,6 @@ def test_the_same_losses_as_one_process(
     assert not torch.equal(losses[1:], losses[:1].expand(3))
 
 
-@pytest.mark.slow
 def test_sharded_checkpoints_resume_on_another_number_and_become_one_file(
     shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -55,7 +55,6 @@ def test_a_step_lowers_the_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert losses == sorted(losses, reverse=True)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
 def test_resumes_bit_for_bit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, workers: int

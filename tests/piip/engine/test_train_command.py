@@ -27,7 +27,6 @@ def _heed_interrupts() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-@pytest.mark.slow
 def test_interrupt_resume_evaluate(tmp_path: Path, request: pytest.FixtureRequest) -> None:
     for split, number in (("train", 12), ("val", 4)):
         write_split(tmp_path / "datasets/shapes", split, number, image_size=64, seed=0)

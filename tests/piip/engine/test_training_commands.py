@@ -76,7 +76,6 @@ def shapes(tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.mark.slow
 def test_one_machine_restarts_and_goes_on(shapes: Path, request: pytest.FixtureRequest) -> None:
     """The process dies in iteration 3 of 4; torchrun starts it again, and it goes on after the checkpoint."""
     dies_once = shapes / "dies_once.py"
@@ -105,7 +104,6 @@ main()
     assert (shapes / "output/last_checkpoint").read_text() == "model_final.pth"
 
 
-@pytest.mark.slow
 def test_two_machines_shard_a_model(shapes: Path, request: pytest.FixtureRequest) -> None:
     """The 6B command, a process on each of two "machines", and one file from what they wrote."""
     with socket.socket() as free:

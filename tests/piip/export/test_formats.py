@@ -21,7 +21,6 @@ from .models import image, small
 SIZES = ((128, 128), (144, 160), (131, 190))
 
 
-@pytest.mark.slow
 def test_files(tmp_path: Path) -> None:
     """torch.export with the custom operator and ONNX without: other sizes than the one traced, a batch."""
     pytest.importorskip("onnxruntime", reason="needs piip[export]")

@@ -136,7 +136,6 @@ def test_a_batch_without_images_still_runs_the_tower() -> None:
     assert all(gradient is not None and not gradient.any() for gradient in tower)
 
 
-@pytest.mark.slow
 def test_both_stages(data: Path) -> None:
     """The projector alone, then everything, to the right answers on two colours."""
     start = data / "start"

@@ -293,7 +293,6 @@ def run(tool: str, *arguments: str, datasets: Path) -> str:
     return done.stdout + done.stderr
 
 
-@pytest.mark.slow
 def test_tools(tmp_path: Path) -> None:
     """Trained by two processes, evaluated by one and by two alike; drawn, with label maps of its size."""
     for split, number in (("train", 8), ("val", 5)):

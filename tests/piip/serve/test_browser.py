@@ -77,7 +77,6 @@ def page(address: str) -> Iterator[Page]:
     assert elsewhere == []
 
 
-@pytest.mark.slow
 def test_upload_click_result_and_errors(page: Page, tmp_path: Path) -> None:
     write_split(tmp_path, "val", 1, image_size=128, seed=0)
     (image,) = (tmp_path / "val").iterdir()
