@@ -32,6 +32,12 @@ def tool(name: str) -> Any:
     return runpy.run_path(str(REPOSITORY / f"tools/{name}.py"))["main"]
 
 
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the config's own output folder may be."""
+    monkeypatch.chdir(tmp_path)
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with "patterns", and the "output" of an epoch of three iterations on them."""
