@@ -63,4 +63,5 @@ def load(folder: str | Path, **options: Any) -> tuple[PIIPLlavaForConditionalGen
             f"the weights in {folder} are not those of the model that its config.json describes, "
             f"{len(problems)} tensors differ: {shown}. Give the folder of one model, whole"
         )
-    return model, AutoProcessor.from_pretrained(folder)
+    # PIIPImageProcessor works on PIL images: to ask for it spares a warning that torchvision was wanted
+    return model, AutoProcessor.from_pretrained(folder, backend="pil")
