@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     histories = {str(run): read_metrics(run) for run in args.runs}
     panels = draw(histories, args.output, smooth=args.smooth)
-    print(f"{', '.join(panels)} of {len(histories)} runs: {args.output}")
+    print(f"{', '.join(panels)} of {len(histories)} run{'s'[: len(histories) != 1]}: {args.output}")
 
 
 if __name__ == "__main__":

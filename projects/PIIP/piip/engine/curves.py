@@ -9,6 +9,10 @@ import statistics
 from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # Matplotlib takes a second to import
+    from matplotlib.axes import Axes
 
 __all__ = ["History", "draw", "read_metrics"]
 
@@ -29,6 +33,7 @@ _RESULTS = ("AP", "AP50", "mIoU", "top1")  # of the many that an evaluation has;
 _COLUMNS, _WIDTH, _HEIGHT = 2, 6.4, 3.6  # of panels, in inches
 _STYLES = ("-", "--", ":", "-.")  # of the runs
 _FEW = 30  # points that are marked one by one
+_IN_A_LEGEND, _NAMED = 12, 4  # curves
 
 
 def read_metrics(run: Path) -> History:
@@ -116,11 +121,27 @@ def draw(histories: Mapping[str, History], output: Path, *, smooth: int = 1) -> 
                 )
         ax.set(title=title, xlabel="iteration", yscale="log" if _PANELS[title][1] else "linear")
         ax.grid(alpha=0.3)
-        ax.legend(fontsize=6, ncols=1 + len(ax.lines) // 9)
+        if len(ax.lines) <= _IN_A_LEGEND:
+            ax.legend(fontsize=6, ncols=1 + len(ax.lines) // 9)
+        else:
+            _name_the_highest(ax)
     output.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(output, dpi=120)
     plt.close(figure)
     return list(panels)
+
+
+def _name_the_highest(ax: Axes) -> None:
+    """Write the names of the curves that end highest at their ends; a legend would hide the curves."""
+    for line in sorted(ax.lines, key=lambda line: -_last(line.get_ydata()))[:_NAMED]:
+        name = str(line.get_label()).rpartition("/")[2]
+        end = _last(line.get_xdata()), _last(line.get_ydata())
+        colour = line.get_color()
+        ax.annotate(name, end, (-4, 3), textcoords="offset points", ha="right", fontsize=6, color=colour)
+
+
+def _last(data: Any) -> float:
+    return float(data[-1])
 
 
 def _medians(values: list[float], number: int) -> list[float]:
