@@ -121,10 +121,13 @@ LATENCY_CONFIGS := configs/comparison/detectron2_vitdet_b.py $(patsubst %,config
     vitdet_b_1024 piip_tsb_1120_896_448 piip_tsb_1568_896_448 piip_tsb_1568_1120_672) \
     configs/COCO/vitdet_recipe/mask_rcnn_piip_tsb_1120_896_448_100ep.py
 
+# bfloat16 where the processor has instructions for it: emulated, it takes minutes an image.
+LATENCY_PRECISIONS := fp32 $(shell grep -qm1 -E 'avx512_bf16|amx_bf16' /proc/cpuinfo 2>/dev/null && echo bf16)
+
 # Measured where it is absent only: it takes a quiet machine and some ten minutes of it.
 docs/latency.json: | $(STAMPS)/package
 	$(BIN)/python tools/benchmark.py model $(LATENCY_CONFIGS) --onednn-linear piip --optimized --runs 2 \
-	    --format json --output $@
+	    --precision $(LATENCY_PRECISIONS) --format json --output $@
 
 zoo-check: setup ## Build every config of the model zoo and check its row
 	$(BIN)/python tools/model_zoo.py --check
