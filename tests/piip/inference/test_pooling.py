@@ -53,6 +53,13 @@ def test_no_region_and_half_precision() -> None:
     torch.testing.assert_close(low.float(), pool(x, boxes), rtol=2**-7, atol=2**-7 * float(x.abs().max()))
 
 
+def test_autocast_leaves_the_precision_of_the_map() -> None:
+    x, pool, boxes = torch.randn(1, 4, 9, 9), SampledRoIAlign(7, 0.5), regions(20, 1, 16, 0)
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = pool(x, boxes)
+    assert torch.equal(inside, pool(x, boxes))
+
+
 def test_replaces_those_of_a_model() -> None:
     model = nn.ModuleList([nn.ModuleList([RoIAlign((7, 7), 0.25, 0, True)]), nn.ReLU()])
     sample_regions(model)

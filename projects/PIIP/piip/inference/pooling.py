@@ -9,6 +9,8 @@ from torch import Tensor, nn
 
 from piip_ops import build_info, ms_deform_attn
 
+from ..numerics import without_autocast
+
 __all__ = ["SampledRoIAlign", "sample_regions"]
 
 
@@ -74,7 +76,8 @@ class SampledRoIAlign(nn.Module):
                         x.shape[2:],
                     )
                     value = x[which].permute(1, 2, 0).reshape(1, height * width, 1, channels)
-                    found = ms_deform_attn(value, [(height, width)], places, weights)
+                    with without_autocast(x.device):
+                        found = ms_deform_attn(value, [(height, width)], places, weights)
                     pooled[chosen] = found.view(len(chosen), rows * columns, channels)
         return pooled.view(len(regions), rows, columns, channels).permute(0, 3, 1, 2)
 
