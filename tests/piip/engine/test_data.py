@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import multiprocessing
 import os
 import pickle
 import random
@@ -29,7 +30,7 @@ from piip.engine import prefetch
 from piip.engine.config import load_config
 from piip.engine.data import BatchSampler, TrainLoader
 from piip.engine.prefetch import Prefetcher, to_device
-from piip.engine.workers import DataError
+from piip.engine.workers import DataError, surviving
 from piip.seeding import mix_seed
 
 from ..tiny_config import QUICK_CONFIG
@@ -211,6 +212,55 @@ def test_workers_that_die_again_and_again_are_an_error(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"died 3 times in a row over batch \d.*\b3\.jpg") as caught:
         list(itertools.islice(with_deaths(tmp_path, always=3), 6))
     assert "\n" not in str(caught.value)
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+class LosesWhatIsReady:
+    """Like a `DataLoader` whose worker dies of one batch and takes along those it had ready before it."""
+
+    def __init__(self, start: int, ahead: int, culprit: int) -> None:
+        self.numbers, self.ahead, self.culprit = itertools.count(start), ahead, culprit
+        self._workers = [multiprocessing.get_context("forkserver").Process(target=die)]
+
+    def __iter__(self) -> LosesWhatIsReady:
+        return self
+
+    def __next__(self) -> int:
+        number = next(self.numbers)
+        if number <= self.culprit < number + self.ahead:
+            self._workers[0].start()
+            raise RuntimeError("a worker exited unexpectedly")
+        return number
+
+
+def test_the_batch_a_worker_dies_of_is_told_from_those_that_go_with_it() -> None:
+    """Read ahead, a batch is lost through one that comes after it; one by one, none is."""
+    loaders: list[tuple[int, bool]] = []
+
+    def load(number: int, one_by_one: bool) -> Any:
+        loaders.append((number, one_by_one))
+        return LosesWhatIsReady(number, ahead=1 if one_by_one else 4, culprit=8)
+
+    with pytest.raises(DataError, match=r"over batch 8 .* images 8\.jpg") as caught:
+        list(surviving(load, 1, lambda number: [f"{number}.jpg"], ahead=4))
+    assert loaders == [(1, False), (5, True), (8, True), (8, True)]
+    assert "SIGKILL" in str(caught.value)
+
+
+def test_after_a_death_batches_are_read_ahead_again() -> None:
+    """Once those are through of which it may have come."""
+    loaders: list[tuple[int, bool]] = []
+
+    def load(number: int, one_by_one: bool) -> Any:
+        loaders.append((number, one_by_one))
+        return LosesWhatIsReady(number, ahead=1, culprit=3 if len(loaders) == 1 else -1)
+
+    batches = surviving(load, 1, lambda number: [], ahead=4)
+    assert list(itertools.islice(batches, 9)) == [*range(1, 10)]
+    assert loaders == [(1, False), (3, True), (7, False)]
 
 
 def annotated() -> list[dict[str, Any]]:

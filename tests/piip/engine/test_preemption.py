@@ -22,9 +22,10 @@ from piip.engine.preemption import EXIT_STATUS, Preempted
 from piip.engine.train import train
 from piip.engine.trainer import Trainer
 from piip.engine.workers import DataError
+from piip.weights.tensor_file import same_content
 
 from ..tiny_config import tiny_config
-from .test_train import FINAL, load, same
+from .test_train import FINAL, load
 
 
 def at(iteration: int, action: Callable[[], None], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -59,8 +60,8 @@ def test_sigterm_saves_and_the_run_goes_on_bit_for_bit(
     assert f"told to stop by SIGTERM after iteration 2: --resume continues from {last}" in caplog.text
     assert load(last)["iteration"] == load(last)["trainer"]["iteration"] == 2
     train(tiny_config(stopped, monkeypatch), resume=True)
-    assert same(load(whole / FINAL)["trainer"], load(stopped / FINAL)["trainer"])
-    assert same(load(whole / FINAL)["model"], load(stopped / FINAL)["model"])
+    assert same_content(load(whole / FINAL)["trainer"], load(stopped / FINAL)["trainer"])
+    assert same_content(load(whole / FINAL)["model"], load(stopped / FINAL)["model"])
 
 
 def test_sigterm_during_an_evaluation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

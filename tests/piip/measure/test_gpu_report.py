@@ -81,6 +81,15 @@ def test_a_second_run_of_some_parts_keeps_the_others(tmp_path: Path, monkeypatch
     assert said("--only", "second") == ["later"]
 
 
+def test_why_a_part_failed_is_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(gpu_report, "parts", lambda output, dry: [part("broken", "print('before'); 1 / 0")])
+    assert main(["--output", str(tmp_path)]) == 1
+    shown = [line for line in capsys.readouterr().out.splitlines() if line.startswith("  | ")]
+    assert "  | before" in shown and shown[-1] == "  | ZeroDivisionError: division by zero"
+
+
 def test_unknown_part(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["--only", "coffee"])

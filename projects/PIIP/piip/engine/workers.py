@@ -45,32 +45,44 @@ def start_worker(worker: int) -> None:
 
 
 def surviving(
-    load: Callable[[int], DataLoader[Any]], start: int, images_of: Callable[[int], list[str]]
+    load: Callable[[int, bool], DataLoader[Any]],
+    start: int,
+    images_of: Callable[[int], list[str]],
+    ahead: int,
 ) -> Iterator[Any]:
     """Batches from number `start` on; where a worker dies, new ones go on at the batch that is due.
 
+    The batch a worker died of may be any of those that were being read ahead, and with it go those it had
+    ready: so they are then loaded one by one, and the next death is that of the batch that is due.
+
     Args:
-        load: a loader that begins with the batch of the number given. A batch must depend on its number only.
+        load: a loader that begins with the batch of the number given and, where the flag is set, reads
+            nothing ahead of it. A batch must depend on its number only.
         start: number of the first batch.
         images_of: what to name where a batch cannot be loaded.
+        ahead: batches that a loader without the flag has in work at a time.
 
     Raises:
         DataError: workers died three times in a row over the same batch.
     """
-    number, deaths = start, 0
+    number, deaths, suspected = start, 0, start
     while True:
-        batches = iter(load(number))
+        one_by_one = number < suspected
+        batches = iter(load(number, one_by_one))
         workers: list[BaseProcess] = getattr(batches, "_workers", [])
         try:
             for batch in batches:
                 yield batch
                 number, deaths = number + 1, 0
-            return
+                if one_by_one and number == suspected:
+                    break
+            else:
+                return
         except Exception as error:
             dead = _dead(workers)
             if not dead:
                 raise
-            deaths += 1
+            deaths, suspected = deaths + 1, number + ahead
             if deaths == _DEATHS:
                 raise DataError(
                     f"data workers died {_DEATHS} times in a row over batch {number} ({dead}), which are the "

@@ -15,6 +15,7 @@ import runpy
 import signal
 import subprocess
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -30,6 +31,7 @@ _VITDET, _TSB, _SBL = (
 )
 _ATTENTION = "model.backbone.piip.interaction.attention_precision=autocast"
 _QUICK = "configs/quick/mask_rcnn_piip_128_96_64_shapes.py"
+_SHOWN_LINES = 40  # of the log of a part that failed: a traceback with what led to it
 _PRELOADED = ("torch", "piip.engine", "detectron2.engine", "piip.engine.train", "piip.measure.latency")
 
 
@@ -388,10 +390,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{part.title} (at most {part.seconds} s) ...", flush=True)
         outcome = outcomes[part.name] = run_part(part, output, fresh=not args.dry_run)
         print(f"  {outcome.status} in {outcome.seconds:.0f} s: {outcome.summary}", flush=True)
+        if outcome.status != "ok":
+            print(textwrap.indent(_tail(output / f"{part.name}.log"), "  | "), flush=True)
         in_order = [outcomes[each.name] for each in parts(output, dry=args.dry_run) if each.name in outcomes]
         write_report(in_order, output, dry=args.dry_run)  # what is there, whatever comes
     print(f"report: {output / 'report.md'}")
     return 0 if all(outcomes[part.name].status == "ok" for part in chosen) else 1
+
+
+def _tail(log: Path) -> str:
+    """The end of what a part printed: why it failed."""
+    lines = log.read_text(errors="replace").strip().splitlines() if log.is_file() else []
+    return "\n".join(lines[-_SHOWN_LINES:])
 
 
 def _earlier(output: Path, *, dry: bool) -> dict[str, Outcome]:
