@@ -93,8 +93,9 @@ def test_schedule() -> None:
 def published_counts(pattern: str) -> dict[str, int]:
     import json
 
+    folder = need("keys")
     (name,) = [name for name in names("keys") if re.search(pattern, name)]
-    return json.loads((need("keys") / f"{name}.json").read_text())["params_by_part"]
+    return json.loads((folder / f"{name}.json").read_text())["params_by_part"]
 
 
 @pytest.mark.parametrize(

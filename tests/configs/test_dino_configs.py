@@ -31,8 +31,9 @@ CASES = {  # config: what the released counter gives, epochs, steps, long and sh
 def test_released_tensors(config: str) -> None:
     """Names and shapes of the whole backbone; neck and head have the 309 tensors that DINO has."""
     sizes = config.removeprefix("dino_piip_").rpartition("_")[0]
+    folder = need("keys")
     (name,) = [name for name in names("keys") if "dino" in name and f"{sizes}_fpn" in name]
-    released = json.loads((need("keys") / f"{name}.json").read_text())["keys"]
+    released = json.loads((folder / f"{name}.json").read_text())["keys"]
     with torch.device("meta"):
         model = instantiate(LazyConfig.load(str(FOLDER / f"{config}.py")).model)
     official = to_official_dino_detector(model.state_dict())
