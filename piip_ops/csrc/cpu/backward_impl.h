@@ -138,8 +138,13 @@ Scatter<Acc, S> choose_scatter(int64_t channels) {
   constexpr int64_t lanes = kLanes<Acc>;
   const int64_t vectors = round_up(channels, lanes) / lanes, tail = channels % lanes;
   if constexpr (one_run && kKnowsTails<Acc>) {
-    if (tail == 4) return choose_scatter<Acc, S, 4, one_run>(vectors);
     if (tail == 6) return choose_scatter<Acc, S, 6, one_run>(vectors);
+    if constexpr (lanes == 8) {
+      if (tail == 4) return choose_scatter<Acc, S, 4, one_run>(vectors);
+    } else {
+      if (tail == 8) return choose_scatter<Acc, S, 8, one_run>(vectors);
+      if (tail == 12) return choose_scatter<Acc, S, 12, one_run>(vectors);
+    }
   }
   return tail == 0 ? choose_scatter<Acc, S, kNoTail, one_run>(vectors)
                    : choose_scatter<Acc, S, kAnyTail, one_run>(vectors);

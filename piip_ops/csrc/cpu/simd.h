@@ -216,12 +216,13 @@ PIIP_OPS_INLINE Vector<Acc, kLanes<Acc>> widen(Vector<uint16_t, kLanes<Acc>> hal
   }
 }
 
-// Channels that do not fill a vector. With AVX2, whose masked loads and stores are slow on AMD's processors,
-// 4 and 6 of them (of 12 and 6 channels a head) are worth code of their own; kAnyTail stands for other
-// numbers.
+// Channels that do not fill a vector. Loads and stores of part of a vector by a mask are slow with AVX2 on
+// AMD's processors, and with AVX-512 on Intel's where what was stored is soon read again, as sums are. Of 6,
+// 12 and 24 channels a head the rest of a vector is 6 or 4 (AVX2), or 6, 12 or 8 (AVX-512): these are worth
+// code of their own; kAnyTail stands for other numbers.
 constexpr int kNoTail = 0, kAnyTail = -1;
 template <typename Acc>
-constexpr bool kKnowsTails = kVectorBytes == 32 && sizeof(Acc) == 4;
+constexpr bool kKnowsTails = kVectorBytes >= 32 && sizeof(Acc) == 4;
 
 // Elements of a tensor as accumulators: a full vector, and the first tail.n lanes (`known` of them, if it is
 // not kAnyTail; the others are zero). The loads of part of a vector do not touch what lies behind.
@@ -279,7 +280,18 @@ PIIP_OPS_INLINE Vector<Acc, kLanes<Acc>> load_tail_as(const S* p, const Tail<Acc
 template <typename Acc, int known>
 PIIP_OPS_INLINE void add_tail(Acc* to, Vector<Acc, kLanes<Acc>> x, const Tail<Acc>& tail) {
 #if defined(PIIP_OPS_AVX512)
-  if constexpr (sizeof(Acc) == 8) {
+  if constexpr (known != kAnyTail) {
+    static_assert(known == 6 || known == 8 || known == 12);
+    const __m256 eight = _mm512_castps512_ps256(x);
+    if constexpr (known == 6) {
+      auto* pair = reinterpret_cast<__m64*>(to + 4);
+      store(to, load<__m128>(to) + _mm256_castps256_ps128(eight));
+      _mm_storel_pi(pair, _mm_loadl_pi(__m128{}, pair) + _mm256_extractf128_ps(eight, 1));
+    } else {
+      store(to, load<__m256>(to) + eight);
+      if constexpr (known == 12) store(to + 8, load<__m128>(to + 8) + _mm512_extractf32x4_ps(x, 2));
+    }
+  } else if constexpr (sizeof(Acc) == 8) {
     const auto mask = static_cast<uint8_t>(tail.mask);
     _mm512_mask_storeu_pd(to, mask, _mm512_maskz_loadu_pd(mask, to) + x);
   } else {
