@@ -126,8 +126,10 @@ LATENCY_PRECISIONS := fp32 $(shell grep -qm1 -E 'avx512_bf16|amx_bf16' /proc/cpu
 
 # Measured where it is absent only: it takes a quiet machine and some ten minutes of it.
 docs/latency.json: | $(STAMPS)/package
+	@mkdir -p build
 	$(BIN)/python tools/benchmark.py model $(LATENCY_CONFIGS) --onednn-linear piip --optimized --runs 2 \
-	    --precision $(LATENCY_PRECISIONS) --format json --output $@
+	    --precision $(LATENCY_PRECISIONS) --format json --output build/latency.json
+	mv build/latency.json $@
 
 zoo-check: setup ## Build every config of the model zoo and check its row
 	$(BIN)/python tools/model_zoo.py --check

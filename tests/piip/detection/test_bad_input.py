@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,8 +17,9 @@ from detectron2.structures import BitMasks, Boxes, Instances
 from detectron2.utils.events import EventStorage
 
 from piip.engine.config import load_config
+from piip.engine.train import train
 
-from ..tiny_config import REPOSITORY
+from ..tiny_config import REPOSITORY, tiny_config
 
 KINDS = ("mask_rcnn", "cascade_mask_rcnn", "dino")
 
@@ -66,3 +68,15 @@ def test_finds_nothing_infinite_in_a_pixel(kind: str) -> None:
             (output,) = model([sample(height, width, []) | {"height": 10, "width": 20}])
             found = output["instances"]
             assert found.image_size == (10, 20) and torch.isfinite(found.pred_boxes.tensor).all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_not_finite_stops_training(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the iteration and what gave it away; nothing of it is saved."""
+    path = REPOSITORY / f"configs/quick/{kind}_piip_128_96_64_shapes.py"
+    cfg = tiny_config(tmp_path, monkeypatch, "optimizer.lr=1e30", config=path)
+    with pytest.raises(FloatingPointError, match=r"diverged at iteration 1 \(.*(Inf/NaN|not finite)"):
+        train(cfg)
+    assert not list(tmp_path.glob("output/*.pth"))
