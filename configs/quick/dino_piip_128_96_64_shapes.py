@@ -1,7 +1,8 @@
 """A PIIP DINO small enough to train on two CPU cores in a quarter of an hour, on the drawn shapes.
 
-Backbone and data are those of the quick Mask R-CNN. Only the map of stride 8 is used, to which the head's neck adds
-strides 16 and 32, and the batch is half as large: an iteration takes 0.18 s in place of 0.43, and DINO needs many.
+Backbone and data are those of the quick Mask R-CNN. Only the map of stride 8 is used, to which the
+head's neck adds strides 16 and 32, and the batch is half as large: an iteration takes 0.18 s in place of
+0.43, and DINO needs many.
 """
 
 from detectron2.config import LazyCall as L

@@ -150,3 +150,6 @@ def test_a_tracers_complaint_becomes_a_part_and_a_reason() -> None:
     message = str(blame(model, raised.value))
     assert message.startswith("1.0 (Picky) cannot be exported: ")
     assert "\n" not in message
+    long = str(blame(model, RuntimeError("symbols not in [" + 999 * "Parameter(), " + "]\nmore")))
+    assert long.startswith("Sequential cannot be exported: symbols not in [Parameter()")
+    assert len(long) < 400 and long.endswith(" ...")

@@ -11,6 +11,9 @@ from torch.export import ExportedProgram
 __all__ = ["ExportError", "blame", "blame_operator", "expect"]
 
 
+_LONGEST = 300  # characters of a reason
+
+
 class ExportError(ValueError):
     """A part of a model cannot be exported; the message names it."""
 
@@ -73,4 +76,6 @@ def _causes(error: BaseException) -> list[BaseException]:
 
 
 def _first_line(text: str) -> str:
-    return next((line.strip() for line in text.splitlines() if line.strip()), "no reason given")
+    """Shortened, for some list every parameter of the model."""
+    line = next((line.strip() for line in text.splitlines() if line.strip()), "no reason given")
+    return line if len(line) <= _LONGEST else f"{line[:_LONGEST]} ..."
