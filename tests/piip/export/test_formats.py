@@ -40,6 +40,16 @@ def test_files(tmp_path: Path) -> None:
     assert domains == {""}  # standard operators only
 
 
+def test_an_image_of_one_window(tmp_path: Path) -> None:
+    """The graph is traced with several windows of two images; one of each, it must not refuse."""
+    model = small("segmentor")
+    write(model, trace(model), "torch-export", tmp_path / "model.pt2")
+    run = load(model, "torch-export", tmp_path / "model.pt2")
+    sizes = ((model.smallest, model.smallest), (model.smallest, 2 * model.smallest))
+    report = check(model, run, [image(*size, seed=n) for n, size in enumerate(sizes)])
+    assert report.images == 2 and report.agrees, str(report)
+
+
 def test_the_library_that_is_missing_is_named() -> None:
     error = ModuleNotFoundError("No module named 'onnxruntime'", name="onnxruntime")
     assert user_error(error) == "error: onnxruntime is not installed: pip install 'piip[export]'"

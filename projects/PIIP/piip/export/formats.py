@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.export import Dim, ExportedProgram
+from torch.utils._sympy.value_ranges import ValueRanges
 
 from .errors import ExportError, blame, blame_operator
 from .model import Exportable
@@ -50,7 +51,20 @@ def trace(model: Exportable) -> ExportedProgram:
         if str(shape[axis]) not in symbols:
             size = model.example().shape[axis]
             raise ExportError(f"the graph would hold for a {_AXES[axis]} of {size} only")
+        if axis and shape[axis].node.expr in program.range_constraints:
+            _widen(program, shape[axis].node.expr, model.smallest)
     return program
+
+
+def _widen(program: ExportedProgram, side: Any, smallest: int) -> None:
+    """Let a side be as small as the model takes it.
+
+    A graph traced with several windows of an image asks for several, for what is contiguous with one window is
+    another question to the tracer; it holds for one, too.
+    """
+    bounds = program.range_constraints[side]
+    if smallest < bounds.lower:
+        program.range_constraints[side] = ValueRanges(smallest, bounds.upper)
 
 
 def write(model: Exportable, program: ExportedProgram, kind: str, path: Path) -> None:
@@ -111,7 +125,9 @@ def _write_aotinductor(program: ExportedProgram, path: Path) -> None:
 def load(model: Exportable, kind: str, path: Path) -> Run:
     """Read a file that :func:`write` wrote."""
     if kind == "torch-export":
-        return torch.export.load(path).module()
+        # Its guards are also about what is contiguous where no size is 1, and would refuse one image, or one
+        # window of it, for which the graph holds: that it does is for a comparison to say.
+        return torch.export.load(path).module(check_guards=False)
     if kind == "onnx":
         return _load_onnx(path, model.outputs)
     from torch._inductor import aoti_load_package
