@@ -59,8 +59,8 @@ def trace(model: Exportable) -> ExportedProgram:
 def _widen(program: ExportedProgram, side: Any, smallest: int) -> None:
     """Let a side be as small as the model takes it.
 
-    A graph traced with several windows of an image asks for several, for what is contiguous with one window is
-    another question to the tracer; it holds for one, too.
+    A graph traced with several windows of an image asks for several, for what is contiguous with one window
+    is another question to the tracer; it holds for one, too.
     """
     bounds = program.range_constraints[side]
     if smallest < bounds.lower:
