@@ -230,15 +230,16 @@ class TrainLoader:
     def _load(self, start: int, one_by_one: bool = False) -> DataLoader[Any]:
         """Batches from number `start` on; `one_by_one`, none is loaded ahead of the one that is due."""
         ahead = self.num_workers > 0
+        workers, prefetch = (1, 1) if one_by_one else (self.num_workers, self.prefetch_factor)
         return DataLoader(
             # the wrapper lets mappers be lambdas, as in the rest of a LazyConfig
             _SeededSamples(self.records, PicklableWrapper(self.mapper) if ahead else self.mapper, self.seed),
             batch_sampler=self._sampler(start),
-            num_workers=1 if one_by_one else self.num_workers,
+            num_workers=workers,
             collate_fn=_as_list,
             worker_init_fn=start_worker,
             multiprocessing_context=START_METHOD if ahead else None,
-            prefetch_factor=(1 if one_by_one else self.prefetch_factor) if ahead else None,
+            prefetch_factor=prefetch if ahead else None,
             pin_memory=ahead and self.device.type == "cuda",
             generator=torch.Generator(),  # it draws a seed: not from the numbers that the training step draws
         )

@@ -67,14 +67,13 @@ def surviving(
     """
     number, deaths, suspected = start, 0, start
     while True:
-        one_by_one = number < suspected
-        batches = iter(load(number, one_by_one))
+        batches = iter(load(number, number < suspected))
         workers: list[BaseProcess] = getattr(batches, "_workers", [])
         try:
             for batch in batches:
                 yield batch
                 number, deaths = number + 1, 0
-                if one_by_one and number == suspected:
+                if number == suspected:  # read ahead again
                     break
             else:
                 return

@@ -51,13 +51,13 @@ def trace(model: Exportable) -> ExportedProgram:
         if str(shape[axis]) not in symbols:
             size = model.example().shape[axis]
             raise ExportError(f"the graph would hold for a {_AXES[axis]} of {size} only")
-        if axis and shape[axis].node.expr in program.range_constraints:
+        if axis and model.smallest > 1:
             _widen(program, shape[axis].node.expr, model.smallest)
     return program
 
 
 def _widen(program: ExportedProgram, side: Any, smallest: int) -> None:
-    """Let a side be as small as the model takes it.
+    """Let a side be as small as one window of the model.
 
     A graph traced with several windows of an image asks for several, for what is contiguous with one window
     is another question to the tracer; it holds for one, too.

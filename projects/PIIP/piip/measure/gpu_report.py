@@ -213,8 +213,13 @@ def run_part(part: Part, output: Path, *, fresh: bool = True) -> Outcome:
         os.killpg(process.pid, signal.SIGKILL)
         process.join()
     results = json.loads(measured.read_text()) if measured.is_file() else None
-    lines = log.read_text(errors="replace").strip().splitlines() if log.is_file() else []
+    lines = _printed(log)
     return Outcome(part, status, time.monotonic() - start, results, lines[-1] if lines else "")
+
+
+def _printed(log: Path) -> list[str]:
+    """Lines that a part printed; none where it has not begun."""
+    return log.read_text(errors="replace").strip().splitlines() if log.is_file() else []
 
 
 def _measure_machine(path: str) -> None:
@@ -391,17 +396,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         outcome = outcomes[part.name] = run_part(part, output, fresh=not args.dry_run)
         print(f"  {outcome.status} in {outcome.seconds:.0f} s: {outcome.summary}", flush=True)
         if outcome.status != "ok":
-            print(textwrap.indent(_tail(output / f"{part.name}.log"), "  | "), flush=True)
+            end = "\n".join(_printed(output / f"{part.name}.log")[-_SHOWN_LINES:])
+            print(textwrap.indent(end, "  | "), flush=True)
         in_order = [outcomes[each.name] for each in parts(output, dry=args.dry_run) if each.name in outcomes]
         write_report(in_order, output, dry=args.dry_run)  # what is there, whatever comes
     print(f"report: {output / 'report.md'}")
     return 0 if all(outcomes[part.name].status == "ok" for part in chosen) else 1
-
-
-def _tail(log: Path) -> str:
-    """The end of what a part printed: why it failed."""
-    lines = log.read_text(errors="replace").strip().splitlines() if log.is_file() else []
-    return "\n".join(lines[-_SHOWN_LINES:])
 
 
 def _earlier(output: Path, *, dry: bool) -> dict[str, Outcome]:
