@@ -11,10 +11,13 @@ from ... import require
 require.detectron2()
 
 import torch
+from torch import Tensor, nn
 
 from piip.engine.command_line import user_error
 from piip.export.check import check
 from piip.export.formats import load, trace, write
+
+from piip.export.model import Exportable
 
 from .models import image, small
 
@@ -48,6 +51,36 @@ def test_an_image_of_one_window(tmp_path: Path) -> None:
     sizes = ((model.smallest, model.smallest), (model.smallest, 2 * model.smallest))
     report = check(model, run, [image(*size, seed=n) for n, size in enumerate(sizes)])
     assert report.images == 2 and report.agrees, str(report)
+
+
+class _Chosen(nn.Module):
+    """A convolution over rows whose number only a run knows: what an R-CNN's heads do with boxes."""
+
+    outputs = ("logits",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(16, 16, 3, padding=1)
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        crops = images[0].unfold(1, 7, 7).unfold(2, 7, 7).flatten(1, 2).transpose(0, 1)  # (N, 3, 7, 7)
+        crops = crops.repeat(1, 6, 1, 1)[:, :16]
+        bright = crops.mean(dim=(1, 2, 3)) > 0.5
+        split = torch.cat([bright.nonzero()[:, 0], (~bright).nonzero()[:, 0]])
+        return {"logits": self.conv(crops[split].contiguous()).flatten(1)}
+
+
+def test_compiled_convolution_over_a_number_of_boxes_not_known_before(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    module = _Chosen().eval()
+    example = Exportable(module, module, 64, False, 1, None, "RGB")
+    write(example, trace(example), "aotinductor", tmp_path / "model.pt2")
+    run = load(example, "aotinductor", tmp_path / "model.pt2")
+    for size in ((77, 84), (91, 70)):
+        images = torch.rand(1, 3, *size)
+        with torch.inference_mode():
+            wanted = module(images)["logits"]
+        torch.testing.assert_close(run(images)["logits"], wanted, rtol=0, atol=1e-5)  # float32 rounding
 
 
 def test_the_library_that_is_missing_is_named() -> None:

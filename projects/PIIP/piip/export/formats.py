@@ -116,8 +116,11 @@ def _write_onnx(model: Exportable, program: ExportedProgram, path: Path) -> None
 def _write_aotinductor(program: ExportedProgram, path: Path) -> None:
     from torch._inductor import aoti_compile_and_package
 
+    # Left to choose layouts, the compiler gives a convolution over boxes whose number only a run knows memory
+    # in one order and reads it in another: an R-CNN's heads then say something else, without an error.
+    settings = {"layout_optimization": False}
     try:
-        aoti_compile_and_package(program, package_path=str(path))
+        aoti_compile_and_package(program, package_path=str(path), inductor_configs=settings)
     except Exception as error:  # of the compiler's passes, or of the C++ compiler
         raise blame_operator(program, error) from error
 
