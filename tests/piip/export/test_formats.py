@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from piip.engine.command_line import user_error
 from piip.export.check import check
 from piip.export.formats import load, trace, write
-
 from piip.export.model import Exportable
 
 from .models import image, small
