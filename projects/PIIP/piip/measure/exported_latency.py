@@ -17,6 +17,8 @@ from ..export.model import Exportable
 
 __all__ = ["compare_exported"]
 
+_REST = 0.1  # seconds; after 0.02 what follows still takes a quarter longer
+
 
 def compare_exported(
     model: Exportable, images: Sequence[Tensor], folder: Path, *, runs: int = 5
@@ -73,7 +75,11 @@ def _on_one(run: Callable[[Tensor], Any], image: Tensor) -> Any:
 def _interleaved(
     contenders: dict[str, Callable[[Tensor], Any]], images: Sequence[Tensor], runs: int
 ) -> dict[str, list[float]]:
-    """Milliseconds of every run of each, the runs of one between those of the others."""
+    """Milliseconds of every run of each, the runs of one between those of the others.
+
+    Before each is a rest: ONNX Runtime's threads go on spinning when they are done, and would be in the way of
+    whatever runs next.
+    """
     for run in contenders.values():
         run(images[0])
         run(images[0])
@@ -81,6 +87,7 @@ def _interleaved(
     for _ in range(runs):
         for image in images:
             for name, run in contenders.items():
+                time.sleep(_REST)
                 start = time.perf_counter()
                 run(image)
                 times[name].append(1e3 * (time.perf_counter() - start))
