@@ -77,8 +77,8 @@ def _interleaved(
 ) -> dict[str, list[float]]:
     """Milliseconds of every run of each, the runs of one between those of the others.
 
-    Before each is a rest: ONNX Runtime's threads go on spinning when they are done, and would be in the way of
-    whatever runs next.
+    Before each is a rest: ONNX Runtime's threads go on spinning when they are done, and would be in the
+    way of whatever runs next.
     """
     for run in contenders.values():
         run(images[0])
