@@ -65,16 +65,18 @@ class _Chosen(nn.Module):
         crops = images[0].unfold(1, 7, 7).unfold(2, 7, 7).flatten(1, 2).transpose(0, 1)  # (N, 3, 7, 7)
         crops = crops.repeat(1, 6, 1, 1)[:, :16]
         bright = crops.mean(dim=(1, 2, 3)) > 0.5
-        split = torch.cat([bright.nonzero()[:, 0], (~bright).nonzero()[:, 0]])
-        return {"logits": self.conv(crops[split].contiguous()).flatten(1)}
+        order = torch.cat([bright.nonzero()[:, 0], (~bright).nonzero()[:, 0]])
+        return {"logits": self.conv(crops[order].contiguous()).flatten(1)}
 
 
 def test_compiled_convolution_over_a_number_of_boxes_not_known_before(tmp_path: Path) -> None:
     torch.manual_seed(0)
     module = _Chosen().eval()
-    example = Exportable(module, module, 64, False, 1, None, "RGB")
-    write(example, trace(example), "aotinductor", tmp_path / "model.pt2")
-    run = load(example, "aotinductor", tmp_path / "model.pt2")
+    model = Exportable(
+        module=module, original=module, side=64, batches=False, smallest=1, largest=None, input_format="RGB"
+    )
+    write(model, trace(model), "aotinductor", tmp_path / "model.pt2")
+    run = load(model, "aotinductor", tmp_path / "model.pt2")
     for size in ((77, 84), (91, 70)):
         images = torch.rand(1, 3, *size)
         with torch.inference_mode():

@@ -12,12 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..export.check import timed
 from ..export.formats import FORMATS, load, trace, write
 from ..export.model import Exportable
 
 __all__ = ["compare_exported"]
-
-_REST = 0.1  # seconds; after 0.02 what follows still takes a quarter longer
 
 
 def compare_exported(
@@ -75,11 +74,7 @@ def _on_one(run: Callable[[Tensor], Any], image: Tensor) -> Any:
 def _interleaved(
     contenders: dict[str, Callable[[Tensor], Any]], images: Sequence[Tensor], runs: int
 ) -> dict[str, list[float]]:
-    """Milliseconds of every run of each, the runs of one between those of the others.
-
-    Before each is a rest: ONNX Runtime's threads go on spinning when they are done, and would be in the
-    way of whatever runs next.
-    """
+    """Milliseconds of every run of each, the runs of one between those of the others."""
     for run in contenders.values():
         run(images[0])
         run(images[0])
@@ -87,8 +82,5 @@ def _interleaved(
     for _ in range(runs):
         for image in images:
             for name, run in contenders.items():
-                time.sleep(_REST)
-                start = time.perf_counter()
-                run(image)
-                times[name].append(1e3 * (time.perf_counter() - start))
+                times[name].append(timed(partial(run, image))[1])
     return times
