@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from piip import PIIP, InteractionConfig
-from piip.branches import ViTBranch
+from piip.branches import BEiTBranch, ConvNeXtBranch, ViTBranch
 
 DIMS = (64, 48, 32)  # merge normalises 64 channels in 32 groups
 TINY_INTERACTION = InteractionConfig(num_heads=4)
@@ -28,6 +28,36 @@ def tiny_piip(
     branch_options = options.pop("branch", {})
     branches = [tiny_branch(dim, depth, **branch_options) for dim in dims]
     return PIIP(branches, sizes, **{"num_interactions": 2, "interaction": TINY_INTERACTION, **options})
+
+
+def beit_piip() -> PIIP:
+    sizes = {"embed_dim": 64, "depth": 2, "num_heads": 4, "patch_size": 8, "mlp_ratio": 2}
+    branches = [BEiTBranch(window_sizes=4, **sizes), tiny_branch(48)]
+    return PIIP(branches, (32, 48), num_interactions=2, interaction=InteractionConfig(num_heads=4))
+
+
+def convnext_piip() -> PIIP:
+    branches = [
+        ConvNeXtBranch(dims=(32, 32, 64, 64), depths=(1, 1, 1, 1), layer_scale=1.0),
+        ConvNeXtBranch(dims=(32, 32, 32, 32), depths=(1, 1, 1, 1), layer_scale=1.0),
+    ]
+    interaction = InteractionConfig(num_heads=4)
+    return PIIP(branches, (64, 96), num_interactions=2, interaction=interaction, merge="single_conv")
+
+
+KINDS = {
+    "windows": lambda: tiny_piip(branch={"window_sizes": 3}),
+    "no layer scale": lambda: tiny_piip(branch={"layer_scale": None}),
+    "regular attention": lambda: tiny_piip(interaction=InteractionConfig(attention="regular", num_heads=4)),
+    "no ffn, norm, projection": lambda: tiny_piip(
+        interaction=InteractionConfig(num_heads=4, ffn=False, norm=False, projection=False)
+    ),
+    "linear merge": lambda: tiny_piip(dims=(64, 32), merge="linear"),
+    "identity merge": lambda: tiny_piip(dims=(64, 64), merge="identity"),
+    "beit": beit_piip,
+    "convnext": convnext_piip,
+}
+"""A model of each kind that computes anything of its own, by name."""
 
 
 @torch.no_grad()

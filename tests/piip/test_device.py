@@ -15,8 +15,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from piip.inference.graphs import ReplayedMaps, replay_maps
+
 from .. import require
-from .models import randomise, tiny_piip
+from .models import KINDS, randomise, tiny_piip
 
 DEVICE = os.environ.get("PIIP_DEVICE", "")
 pytestmark = pytest.mark.skipif(not DEVICE, reason="PIIP_DEVICE names no device")
@@ -65,6 +67,64 @@ def test_bfloat16() -> None:
     assert (out.float() - expected).norm() / expected.norm() < 0.05
 
 
+def replayed(piip: torch.nn.Module) -> ReplayedMaps:
+    """What replays the maps of a PIIP."""
+    return vars(piip)["forward_pyramid"]
+
+
+@pytest.mark.skipif(DEVICE != "cuda", reason="about CUDA graphs")
+@pytest.mark.parametrize("half", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_replayed_maps(kind: str, half: bool) -> None:
+    """Computed, recorded and replayed, at two sizes in turn, the maps are the same; earlier ones stay."""
+    piip = randomise(KINDS[kind]().eval()).to(DEVICE)
+    as_it_was = copy.deepcopy(piip)
+    replay_maps(piip)
+    generator = torch.Generator().manual_seed(1)
+    kept = []
+    with torch.inference_mode(), torch.autocast(DEVICE, torch.bfloat16, enabled=half):
+        for size in ((1, 3, 96, 96), (2, 3, 64, 96)) * 4:
+            x = torch.randn(size, generator=generator).to(DEVICE)
+            kept.append((piip(x), as_it_was(x)))
+    for out, expected in kept:
+        # the same kernels, but libraries may choose others while a graph is recorded
+        tolerance = 2e-2 if half else 1e-5
+        assert (out - expected).abs().max() <= tolerance * expected.abs().max()
+        assert out.stride() == expected.stride()
+    assert replayed(piip).num_graphs == 2
+
+
+@pytest.mark.skipif(DEVICE != "cuda", reason="about CUDA graphs")
+def test_replayed_maps_follow_the_weights() -> None:
+    """Loaded in place they are read by the graphs; moved, cast or trained they are not replayed blindly."""
+    piip = randomise(tiny_piip().eval()).to(DEVICE)
+    x = torch.randn(1, 3, 64, 64, device=DEVICE)
+    replay_maps(piip)
+
+    def maps() -> torch.Tensor:
+        with torch.no_grad():
+            return [piip(x) for _ in range(3)][-1]
+
+    before = maps()
+    other = randomise(tiny_piip().eval(), seed=1).to(DEVICE)
+    piip.load_state_dict(other.state_dict())
+    assert replayed(piip).num_graphs == 1
+    torch.testing.assert_close(maps(), other(x).detach(), rtol=1e-4, atol=1e-4)  # float32 rounding
+    assert not torch.allclose(before, maps())
+    for parameter in piip.parameters():
+        parameter.data = 0.5 * parameter.data
+        parameter.data = 2 * parameter.data  # elsewhere
+    torch.testing.assert_close(maps(), other(x).detach(), rtol=1e-4, atol=1e-4)
+    assert replayed(piip).num_graphs == 2
+    piip(x).mean().backward()
+    assert all(parameter.grad is not None for parameter in piip.parameters())
+    seen = []
+    handle = piip.merge.register_forward_hook(lambda *_: seen.append(1))
+    maps()
+    handle.remove()
+    assert len(seen) == 3
+
+
 @pytest.mark.slow
 @torch.no_grad()
 def test_compiled() -> None:
@@ -111,6 +171,11 @@ def test_detector() -> None:
     scores, reference = (output["instances"].scores.detach().cpu()[:5] for output in (found, expected))
     # the best of them: further down, rounding decides which of two boxes suppresses the other
     torch.testing.assert_close(scores, reference, rtol=1e-2, atol=1e-3)
+    replay_maps(model)
+    with torch.no_grad():
+        for _ in range(3):  # computed, recorded, replayed
+            (again,) = model([{"image": image, "height": 128, "width": 128}])
+            torch.testing.assert_close(again["instances"].scores.cpu()[:5], scores, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.skipif(DEVICE != "cuda", reason="waiting for a GPU needs one")

@@ -13,14 +13,13 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import piip
-from piip import PIIP, InteractionConfig, optimize_for_inference
-from piip.branches import BEiTBranch, ConvNeXtBranch
+from piip import InteractionConfig, optimize_for_inference
 from piip.folding import compose, scale_output
 from piip.inference.heap import keep_heap_warm
 from piip.inference.packed import PackedLinear
 from piip.neck import PyramidBackbone, published_pyramid
 
-from ..models import DIMS, randomise, tiny_branch, tiny_piip
+from ..models import DIMS, KINDS, randomise, tiny_piip
 
 # Factors are folded in float64 and rounded once; sums of a few hundred terms are taken in another order.
 FLOAT32 = 2e-5
@@ -30,38 +29,9 @@ def close(actual: Tensor, expected: Tensor, tolerance: float) -> bool:
     return float((actual - expected).abs().max()) <= tolerance * float(expected.abs().max())
 
 
-def beit_piip() -> PIIP:
-    sizes = {"embed_dim": 64, "depth": 2, "num_heads": 4, "patch_size": 8, "mlp_ratio": 2}
-    branches = [BEiTBranch(window_sizes=4, **sizes), tiny_branch(48)]
-    return PIIP(branches, (32, 48), num_interactions=2, interaction=InteractionConfig(num_heads=4))
-
-
-def convnext_piip() -> PIIP:
-    branches = [
-        ConvNeXtBranch(dims=(32, 32, 64, 64), depths=(1, 1, 1, 1), layer_scale=1.0),
-        ConvNeXtBranch(dims=(32, 32, 32, 32), depths=(1, 1, 1, 1), layer_scale=1.0),
-    ]
-    interaction = InteractionConfig(num_heads=4)
-    return PIIP(branches, (64, 96), num_interactions=2, interaction=interaction, merge="single_conv")
-
-
-MODELS = {
-    "windows": lambda: tiny_piip(branch={"window_sizes": 3}),
-    "no layer scale": lambda: tiny_piip(branch={"layer_scale": None}),
-    "regular attention": lambda: tiny_piip(interaction=InteractionConfig(attention="regular", num_heads=4)),
-    "no ffn, norm, projection": lambda: tiny_piip(
-        interaction=InteractionConfig(num_heads=4, ffn=False, norm=False, projection=False)
-    ),
-    "linear merge": lambda: tiny_piip(dims=(64, 32), merge="linear"),
-    "identity merge": lambda: tiny_piip(dims=(64, 64), merge="identity"),
-    "beit": beit_piip,
-    "convnext": convnext_piip,
-}
-
-
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", KINDS)
 def test_same_map(name: str) -> None:
-    model = randomise(MODELS[name]().eval())
+    model = randomise(KINDS[name]().eval())
     x = torch.randn(1, 3, 96, 96)
     with torch.inference_mode():
         expected = model(x)

@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 from torch import nn
 
 from ..inference import optimize_for_inference
+from ..inference.graphs import replay_maps
 from ..numerics import dtype_of
 from .compilation import compile_blocks
 from .settings import TrainSettings
@@ -46,9 +47,15 @@ def build_model(cfg: DictConfig) -> nn.Module:
 
 
 def for_prediction(cfg: DictConfig, model: nn.Module) -> nn.Module:
-    """A loaded model as it evaluates and predicts: on a CPU optimised for `train.eval_precision`."""
+    """A loaded model as it evaluates and predicts.
+
+    On a CPU it is optimised for `train.eval_precision`; on a GPU the maps of PIIPs are replayed from CUDA
+    graphs, which compute what the model does.
+    """
     if torch.device(cfg.train.device).type == "cpu":
         optimize_for_inference(model, dtype_of(cfg.train.get("eval_precision", "float32")))
+    else:
+        replay_maps(model)
     return model.eval()
 
 

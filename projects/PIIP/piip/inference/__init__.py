@@ -1,4 +1,4 @@
-"""Models as fast as they get on a CPU, at the price of no longer being trainable."""
+"""Models as fast as they get, at the price of no longer being trainable."""
 
 from .optimize import optimize_for_inference
 

@@ -159,6 +159,7 @@ def _instrumented(
     _, trunk = find_trunk(detector.backbone)
     # a PIIP is entered by its forward_pyramid where several maps of it may be wanted
     entry = "forward_pyramid" if isinstance(trunk, PIIP) else "forward"
+    replaced = vars(trunk).get(entry)  # what replays graphs
     run_trunk, run_backbone = getattr(trunk, entry), detector.backbone.forward
 
     def timed_trunk(x: Tensor) -> Any:
@@ -185,6 +186,8 @@ def _instrumented(
         yield
     finally:
         delattr(trunk, entry)
+        if replaced is not None:
+            setattr(trunk, entry, replaced)
         del detector.backbone.forward
         if not as_it_is:
             trunk.to(torch.float32)
