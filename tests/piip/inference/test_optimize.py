@@ -16,6 +16,7 @@ import piip
 from piip import InteractionConfig, optimize_for_inference
 from piip.folding import compose, scale_output
 from piip.inference.heap import keep_heap_warm
+from piip.inference.norms import NarrowNorm
 from piip.inference.packed import PackedLinear
 from piip.neck import PyramidBackbone, published_pyramid
 
@@ -133,6 +134,21 @@ def test_bfloat16_keeps_what_the_method_computes_in_float32(precision: Any) -> N
     assert attention.sampling_offsets.dtype == attention.attention_weights.dtype == torch.float32
     # 8 bits of mantissa through two stages
     assert close(model(x).float(), expected, 5e-2)
+
+
+def test_narrow_norm() -> None:
+    """As in float32, rounded once; in another type than the weights' as the norm itself."""
+    norm = nn.LayerNorm(24)
+    with torch.no_grad():
+        for parameter in norm.parameters():
+            parameter.add_(torch.randn(24)).copy_(parameter.bfloat16())
+    x = torch.randn(5, 24).bfloat16()
+    expected = norm(x.float())
+    narrow = NarrowNorm(norm.bfloat16())
+    assert narrow(x).dtype == torch.bfloat16
+    torch.testing.assert_close(narrow(x).float(), expected, rtol=2**-7, atol=1e-5)  # 8 bits
+    norm.float()
+    assert torch.equal(narrow(x.float()), expected)
 
 
 def test_released_pyramid() -> None:

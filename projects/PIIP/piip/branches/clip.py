@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..numerics import at_least_float32
+from ..resizing import resize_bicubic
 from .base import Branch, Pretrained
 
 __all__ = ["ACTIVATIONS", "CLIPBranch", "CLIPLayer"]
@@ -120,12 +120,9 @@ class _Embeddings(nn.Module):
         if image is None:
             token: Tensor = self.class_embedding + table[0]
             return token
-        x = self.patch_embedding(image.to(self.class_embedding.dtype))
-        grid = table[1:].unflatten(0, (self.grid, self.grid)).permute(2, 0, 1)
-        positions = F.interpolate(
-            at_least_float32(grid)[None], size=x.shape[2:], mode="bicubic", align_corners=False
-        )
-        return (x + positions.to(x.dtype)).permute(0, 2, 3, 1)
+        x = self.patch_embedding(image.to(self.class_embedding.dtype)).permute(0, 2, 3, 1)
+        grid = table[1:].unflatten(0, (self.grid, self.grid))[None]
+        return x + resize_bicubic(grid, *x.shape[1:3])
 
 
 class CLIPBranch(Branch):

@@ -7,13 +7,12 @@ from functools import partial
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from timm.layers import PatchEmbed
 from timm.models.vision_transformer import Block, LayerScale
 from torch import Tensor, nn
 
 from ..folding import scale_output
-from ..numerics import at_least_float32
+from ..resizing import resize_bicubic
 from .attention import TokenMapAttention
 from .base import Branch, Pretrained
 
@@ -200,13 +199,7 @@ class ViTBranch(Branch):
         grid = self.pos_embed_grid
         table = self.pos_embed.reshape(1, -1, self.embed_dim)[:, self.num_prefix_tokens :]
         table = table.reshape(1, grid, grid, -1)
-        resized = F.interpolate(
-            at_least_float32(table).permute(0, 3, 1, 2),
-            size=(height, width),
-            mode="bicubic",
-            align_corners=False,
-        )
-        return resized.permute(0, 2, 3, 1).to(table.dtype)
+        return resize_bicubic(table, height, width)
 
     def prefix_tokens(self, batch: int) -> Tensor | None:
         return None if self.cls_token is None else self.cls_token.expand(batch, -1, -1)

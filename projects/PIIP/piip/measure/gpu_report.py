@@ -126,7 +126,7 @@ def parts(output: Path, *, dry: bool) -> list[Part]:
     # a process a card; FSDP makes what it shards out of meta tensors, compiled blocks among it
     fsdp = (*launcher, *training, "train.parallel=fsdp", "train.compile=True", "train.max_iter=20")
     spread = [
-        Part("ddp", "A short training with DDP", ((*launcher, *training),), 75, data),
+        Part("ddp", "A short training with DDP", ((*launcher, *training),), 100, data),
         Part("fsdp", "A short training with FSDP and compiled blocks", (fsdp,), 150, data),
     ]
     return [
@@ -150,7 +150,7 @@ def parts(output: Path, *, dry: bool) -> list[Part]:
             )
             for name, options, seconds in measured
         ),
-        Part("training", "A short training", (shapes, training), 75, data),
+        Part("training", "A short training", (shapes, training), 120, data),
         *([] if dry else spread),
     ]
 
