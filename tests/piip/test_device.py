@@ -100,7 +100,8 @@ def test_replayed_maps(kind: str, half: bool) -> None:
 def test_optimised(kind: str, dtype: torch.dtype) -> None:
     """What :func:`piip.optimize_for_inference` makes of a model says what the model said."""
     piip = randomise(KINDS[kind]().eval()).to(DEVICE)
-    x = inputs().to(DEVICE)
+    # no map of a single place: a group norm of two numbers tells their sign only, which rounding may turn
+    x = torch.randn((2, 3, 96, 128), generator=torch.Generator().manual_seed(0)).to(DEVICE)
     with torch.inference_mode():
         expected = piip(x)
     optimize_for_inference(piip, dtype)

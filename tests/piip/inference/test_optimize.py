@@ -16,7 +16,7 @@ import piip
 from piip import InteractionConfig, optimize_for_inference
 from piip.folding import compose, scale_output
 from piip.inference.heap import keep_heap_warm
-from piip.inference.norms import NarrowNorm
+from piip.inference.norms import NarrowNorm, narrow_norms
 from piip.inference.packed import PackedLinear
 from piip.neck import PyramidBackbone, published_pyramid
 
@@ -149,6 +149,18 @@ def test_narrow_norm() -> None:
     torch.testing.assert_close(narrow(x).float(), expected, rtol=2**-7, atol=1e-5)  # 8 bits
     norm.float()
     assert torch.equal(narrow(x.float()), expected)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_narrow_norms(name: str) -> None:
+    """Those of blocks and of feed-forward layers; what deformable attention looks at stays wide."""
+    model = KINDS[name]().eval()
+    narrow_norms(model)
+    narrow = {
+        path.rpartition(".")[2] for path, module in model.named_modules() if isinstance(module, NarrowNorm)
+    }
+    blocks = set() if name == "convnext" else {"norm1", "norm2"}
+    assert narrow == blocks | (set() if name.startswith("no ffn") else {"ffn_norm"})
 
 
 def test_released_pyramid() -> None:

@@ -4,9 +4,16 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from ..branches.vit import MapBlock
+from ..interaction import Injector
 from ..numerics import without_autocast
 
-__all__ = ["NarrowNorm"]
+__all__ = ["NarrowNorm", "narrow_norms"]
+
+_BEFORE_LINEAR: dict[type[nn.Module], tuple[str, ...]] = {
+    MapBlock: ("norm1", "norm2"),
+    Injector: ("ffn_norm",),
+}
 
 
 class NarrowNorm(nn.Module):
@@ -30,3 +37,16 @@ class NarrowNorm(nn.Module):
             return normalised
         with without_autocast(x.device):
             return self.norm(x)
+
+
+def narrow_norms(model: nn.Module) -> None:
+    """Put a :class:`NarrowNorm` around the norms that linear layers follow, which round their input.
+
+    Args:
+        model: changed in place; the weights of these norms are in half precision.
+    """
+    for module in list(model.modules()):
+        for name in _BEFORE_LINEAR.get(type(module), ()):
+            norm = getattr(module, name, None)
+            if isinstance(norm, nn.LayerNorm | nn.RMSNorm):
+                setattr(module, name, NarrowNorm(norm))

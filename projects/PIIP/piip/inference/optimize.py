@@ -11,13 +11,11 @@ from torch import nn
 
 from ..backbone import PIIP
 from ..branches.attention import TokenMapAttention, attention_by_products
-from ..branches.vit import MapBlock
 from ..cross_attention import DeformableCrossAttention
 from ..folding import Foldable
-from ..interaction import Injector
 from .graphs import replay_maps
 from .heap import keep_heap_warm
-from .norms import NarrowNorm
+from .norms import narrow_norms
 from .packed import pack_linears
 from .pooling import sample_regions
 
@@ -80,21 +78,18 @@ def _lower(piip: PIIP, dtype: torch.dtype) -> None:
     """Keep a PIIP's weights in ``dtype``, but for what deformable attention computes in float32."""
     wide: set[nn.Parameter] = set()
     on_cpu = all(parameter.device.type == "cpu" for parameter in piip.parameters())
-    for module in list(piip.modules()):
+    for module in piip.modules():
         if isinstance(module, DeformableCrossAttention):
             places = (module.sampling_offsets, module.attention_weights)
             for part in (module,) if module.precision == "float32" else places:
                 wide.update(part.parameters())
         if on_cpu and isinstance(module, TokenMapAttention) and module.window_size is not None:
             module.product = attention_by_products
-        if not on_cpu and isinstance(module, MapBlock):  # linear layers follow, which round
-            module.norm1, module.norm2 = NarrowNorm(module.norm1), NarrowNorm(module.norm2)
-        if not on_cpu and isinstance(module, Injector):
-            norm = getattr(module, "ffn_norm", None)
-            module.ffn_norm = NarrowNorm(norm) if isinstance(norm, nn.LayerNorm) else norm
     for parameter in piip.parameters():
         if parameter not in wide:
             parameter.data = parameter.data.to(dtype)
+    if not on_cpu:
+        narrow_norms(piip)
 
 
 def _without_gradients(
