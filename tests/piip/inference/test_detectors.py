@@ -73,3 +73,32 @@ def test_neck_is_folded(neck: str) -> None:
     for level, value in expected.items():
         # products of weights are rounded once, sums of some hundred terms taken in another order
         torch.testing.assert_close(actual[level], value, rtol=1e-4, atol=2e-5 * float(value.abs().max()))
+
+
+def test_bfloat16_of_heads() -> None:
+    """Packed layers of heads compute in bfloat16, as under autocast; DINO's run outside of it."""
+    model = optimize_for_inference(quick("mask_rcnn"), torch.bfloat16)
+    types = {module.dtype for module in model.roi_heads.modules() if isinstance(module, PackedLinear)}
+    # not packed where the CPU has no instructions for bfloat16
+    assert types <= {torch.bfloat16}
+    assert {parameter.dtype for parameter in model.roi_heads.mask_head.parameters()} == {torch.bfloat16}
+    dino = optimize_for_inference(quick("dino"), torch.bfloat16)
+    kept = [module for module in dino.head.modules() if isinstance(module, PackedLinear)]
+    assert kept and {module.dtype for module in kept} == {torch.float32}
+    assert {parameter.dtype for parameter in dino.head.parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize("name", ["mask_rcnn", "upernet"])
+def test_bfloat16_is_what_autocast_makes_of_it(name: str) -> None:
+    """Weights rounded once are those that autocast rounds at every call."""
+    model, twin = quick(name), quick(name)
+    image = torch.randint(0, 256, (3, 128, 112), dtype=torch.uint8)
+    inputs = [{"image": image, "height": 128, "width": 112}]
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        expected = tensors(twin(inputs)[0])
+    actual = tensors(optimize_for_inference(model, torch.bfloat16)(inputs)[0])
+    if name == "upernet":
+        error = float((actual["sem_seg"].float() - expected["sem_seg"].float()).norm())
+        assert error < 0.05 * float(expected["sem_seg"].float().norm())  # 8 bits through two dozen layers
+    else:  # the best box; of random weights many are nearly as good
+        assert abs(float(actual["scores"][0] - expected["scores"][0])) < 0.05

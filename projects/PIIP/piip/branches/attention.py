@@ -14,7 +14,7 @@ __all__ = ["TokenMapAttention", "attention_by_products", "window_merge", "window
 def attention_by_products(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None) -> Tensor:
     """``F.scaled_dot_product_attention`` in three steps, scores ``(..., N, N)`` in memory.
 
-    On a CPU, PyTorch's own multiplies bfloat16 no faster than float32.
+    On a CPU without AMX, PyTorch's own multiplies bfloat16 no faster than float32.
     """
     scores = torch.matmul(q * q.shape[-1] ** -0.5, k.transpose(-2, -1))
     if attn_mask is not None:

@@ -38,10 +38,10 @@ def optimize_for_inference(model: Model, dtype: torch.dtype = torch.float32) -> 
     Args:
         model: any model of this package, trained and loaded. It is changed in place: its state dict is no
             longer that of a checkpoint, and it cannot be trained.
-        dtype: float32, or bfloat16 for the parts that bear it: PIIP's weights are kept in it and everything
-            runs under autocast, so what the method computes in float32 remains so; a model that is built
-            with ``attention_precision="autocast"`` computes less in it. On processors without instructions
-            for it bfloat16 is slower than float32.
+        dtype: float32, or bfloat16 for the parts that bear it: weights of PIIPs, linear layers and
+            convolutions are kept in it and everything runs under autocast, so what the method computes in
+            float32 remains so; a model that is built with ``attention_precision="autocast"`` computes less in
+            float32. On processors without instructions for it bfloat16 is slower than float32.
 
     Returns:
         The model, in evaluation mode; calling it records no gradients.
@@ -58,9 +58,7 @@ def optimize_for_inference(model: Model, dtype: torch.dtype = torch.float32) -> 
         if isinstance(module, Foldable):
             module.fold()
     if dtype != torch.float32:
-        for module in model.modules():
-            if isinstance(module, PIIP):
-                _lower(module, dtype)
+        _lower_layers(model, dtype)
     model.to(memory_format=torch.channels_last)
     model.eval()  # what folding put in place, too
     devices = {parameter.device.type for parameter in model.parameters()}
@@ -74,16 +72,35 @@ def optimize_for_inference(model: Model, dtype: torch.dtype = torch.float32) -> 
     return model
 
 
-def _lower(piip: PIIP, dtype: torch.dtype) -> None:
+def _lower_layers(model: nn.Module, dtype: torch.dtype) -> None:
+    """Keep the weights of PIIPs, and those of linear layers and convolutions elsewhere, in ``dtype``.
+
+    Autocast would round the latter at every call, and packed layers compute in what they were packed in. A
+    module with a true attribute ``stays_float32`` runs outside of autocast.
+    """
+    kept: set[nn.Module] = set()
+    for module in model.modules():
+        if isinstance(module, PIIP):
+            _lower_piip(module, dtype)
+        if isinstance(module, PIIP) or getattr(module, "stays_float32", False):
+            kept.update(module.modules())
+    for module in model.modules():
+        if isinstance(module, nn.Linear | nn.Conv2d | nn.ConvTranspose2d) and module not in kept:
+            for parameter in module.parameters(recurse=False):  # Detectron2's convolutions have norms inside
+                parameter.data = parameter.data.to(dtype)
+
+
+def _lower_piip(piip: PIIP, dtype: torch.dtype) -> None:
     """Keep a PIIP's weights in ``dtype``, but for what deformable attention computes in float32."""
     wide: set[nn.Parameter] = set()
     on_cpu = all(parameter.device.type == "cpu" for parameter in piip.parameters())
+    by_products = on_cpu and not torch.cpu._is_amx_tile_supported()
     for module in piip.modules():
         if isinstance(module, DeformableCrossAttention):
             places = (module.sampling_offsets, module.attention_weights)
             for part in (module,) if module.precision == "float32" else places:
                 wide.update(part.parameters())
-        if on_cpu and isinstance(module, TokenMapAttention) and module.window_size is not None:
+        if by_products and isinstance(module, TokenMapAttention) and module.window_size is not None:
             module.product = attention_by_products
     for parameter in piip.parameters():
         if parameter not in wide:

@@ -62,6 +62,8 @@ class DINO(nn.Module):
         max_detections: kept of an image, best first.
     """
 
+    stays_float32 = True  # the detector calls it outside of autocast, see piip.optimize_for_inference
+
     def __init__(
         self,
         neck: nn.Module | None,
