@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 
 import pytest
@@ -57,6 +58,28 @@ def test_what_was_used_least_recently_goes() -> None:
     maps(torch.ones(2))
     maps(torch.ones(2))
     assert maps.recorded == [(1,), (2,), (3,), (2,)]
+
+
+def test_a_recording_that_fails(caplog: pytest.LogCaptureFixture) -> None:
+    """What is recorded is replayed on, all else is computed, and the log says so, once."""
+    maps = Recording()
+    for size in (1, 1):
+        maps(torch.ones(size))
+
+    def fail(x: Tensor) -> Callable[[Tensor], Sequence[Tensor]]:
+        raise torch.OutOfMemoryError("CUDA out of memory.\nAnd more.")
+
+    maps._record = fail  # type: ignore[method-assign]
+    with caplog.at_level(logging.WARNING, logger="detectron2.piip"):
+        for size in (2, 2, 2, 3, 3, 1):
+            more, twice = maps(torch.full((size,), 4.0))
+            assert torch.equal(more, torch.full((size,), 5.0))
+            assert torch.equal(twice, torch.full((size,), 8.0))
+    (message,) = [record.message for record in caplog.records]
+    assert message.startswith(
+        "no graph for inputs of (2,): CUDA out of memory. It and sizes not recorded yet"
+    )
+    assert maps.num_graphs == 1
 
 
 def test_recordings_belong_to_size_precision_and_weights() -> None:

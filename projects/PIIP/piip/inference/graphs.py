@@ -7,6 +7,7 @@ three thousand kernels, 40 ms of host time and more, for 14 ms of work on an H10
 from __future__ import annotations
 
 import functools
+import logging
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -17,6 +18,8 @@ from torch import Tensor, nn
 from ..backbone import PIIP
 
 __all__ = ["ReplayedMaps", "replay_maps"]
+
+_logger = logging.getLogger("detectron2.piip")
 
 Maps = Sequence[Tensor]
 _ENTRIES = ("forward_pyramid", "forward_branches")  # of a PIIP: all that models call
@@ -35,7 +38,8 @@ class ReplayedMaps:
             evaluation.
         module: what `compute` runs, all of it.
         max_graphs: how many graphs are kept; the one not used for longest goes. A graph keeps memory for the
-            activations of a run, which graphs share.
+            activations of a run, which graphs share. Once a recording
+            fails, for want of memory, say, no more are made, and the log says so.
     """
 
     def __init__(self, compute: Callable[[Tensor], Maps], module: nn.Module, max_graphs: int = 16) -> None:
@@ -46,6 +50,7 @@ class ReplayedMaps:
         self.max_graphs = max_graphs
         self._replays: OrderedDict[tuple[Any, ...], Callable[[Tensor], Maps] | None] = OrderedDict()
         self._pool: Any = None
+        self._refused = False  # whether a recording failed
 
     @functools.cached_property
     def _parts(self) -> tuple[list[nn.Module], list[nn.Parameter]]:
@@ -62,6 +67,8 @@ class ReplayedMaps:
         if not self._can_record(x):
             return list(self.compute(x))
         key = self._key(x)
+        if self._refused and self._replays.get(key) is None:
+            return list(self.compute(x))
         if key not in self._replays:
             self._replays[key] = None
             self._forget()
@@ -69,7 +76,18 @@ class ReplayedMaps:
         self._replays.move_to_end(key)
         replay = self._replays[key]
         if replay is None:
-            replay = self._replays[key] = self._record(x)
+            try:
+                replay = self._replays[key] = self._record(x)
+            except RuntimeError as error:  # no memory, or something that cannot be recorded
+                self._refused = True
+                reason = str(error).partition("\n")[0].rstrip(".")
+                _logger.warning(
+                    "no graph for inputs of %s: %s. It and sizes not recorded yet are computed kernel by "
+                    "kernel, more slowly",
+                    tuple(x.shape),
+                    reason,
+                )
+                return list(self.compute(x))
         return [out.clone() for out in replay(x)]
 
     def _can_record(self, x: Tensor) -> bool:
