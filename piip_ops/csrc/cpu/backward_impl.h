@@ -207,7 +207,11 @@ void backward_of(const Problem& problem, int64_t begin, int64_t end, void* memor
     const int64_t count = heads * per_head, first = first_head * per_head;
     const S* value = row_of<S>(problem.value, batch, 0, first_head * channels);
     Acc* grad_value = row_of<Acc>(problem.grad_value, batch, 0, first_head * channels);
-    for (int64_t first_query = 0; first_query < problem.queries; first_query += kQueryBlock) {
+    // Each group begins elsewhere: rows of grad_value hold all groups, and threads that add to the same rows
+    // at a time take cache lines from each other, for processors fetch a line's neighbours along with it.
+    const int64_t blocks = problem.query_blocks(), first_block = group * blocks / groups;
+    for (int64_t walked = 0; walked < blocks; ++walked) {
+      const int64_t first_query = (first_block + walked) % blocks * kQueryBlock;
       const int64_t queries = smaller(kQueryBlock, problem.queries - first_query);
       prefetch_ahead(problem, value, problem.value.row_stride, heads * channels, first_query, queries);
       prefetch_ahead(problem, grad_value, problem.grad_value.row_stride, heads * channels, first_query,
