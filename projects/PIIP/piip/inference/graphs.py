@@ -37,9 +37,9 @@ class ReplayedMaps:
         compute: from ``(B, 3, H, W)`` to maps; without random numbers or waiting for the GPU, as in
             evaluation.
         module: what `compute` runs, all of it.
-        max_graphs: how many graphs are kept; the one not used for longest goes. A graph keeps memory for the
-            activations of a run, which graphs share. Once a recording
-            fails, for want of memory, say, no more are made, and the log says so.
+        max_graphs: how many graphs are kept; the one not used for longest goes. Graphs keep memory for the
+            activations of a run, which they share, and for their maps. Once a recording fails, for want of
+            memory, say, no more are made, and the log says so.
     """
 
     def __init__(self, compute: Callable[[Tensor], Maps], module: nn.Module, max_graphs: int = 16) -> None:
