@@ -76,12 +76,15 @@ def test_neck_is_folded(neck: str) -> None:
 
 
 def test_bfloat16_of_heads() -> None:
-    """Packed layers of heads compute in bfloat16, as under autocast; DINO's run outside of it."""
+    """Layers of heads compute in bfloat16, as under autocast; those of scores and DINO's in float32."""
     model = optimize_for_inference(quick("mask_rcnn"), torch.bfloat16)
-    types = {module.dtype for module in model.roi_heads.modules() if isinstance(module, PackedLinear)}
+    heads = model.roi_heads
+    types = {module.dtype for module in heads.box_head.modules() if isinstance(module, PackedLinear)}
     # not packed where the CPU has no instructions for bfloat16
     assert types <= {torch.bfloat16}
-    assert {parameter.dtype for parameter in model.roi_heads.mask_head.parameters()} == {torch.bfloat16}
+    scores = [module for module in heads.box_predictor.modules() if isinstance(module, PackedLinear)]
+    assert scores and {module.dtype for module in scores} == {torch.float32}
+    assert {parameter.dtype for parameter in heads.mask_head.parameters()} == {torch.bfloat16}
     dino = optimize_for_inference(quick("dino"), torch.bfloat16)
     kept = [module for module in dino.head.modules() if isinstance(module, PackedLinear)]
     assert kept and {module.dtype for module in kept} == {torch.float32}

@@ -185,6 +185,13 @@ def test_classifier_and_half_optimised_models() -> None:
         optimize_for_inference(classifier)
 
 
+@pytest.mark.parametrize(("name", "side"), [("piip_b_512_256_128", 512), ("piip_tsb_368_192_128.in1k", 368)])
+def test_logits_of_a_lowered_classifier_are_in_float32(name: str, side: int) -> None:
+    classifier = piip.create_model(name, num_classes=5).eval()
+    x = torch.randn(1, 3, side, side)
+    assert optimize_for_inference(classifier, torch.bfloat16)(x).dtype == torch.float32
+
+
 def test_memory_stays() -> None:
     """A large tensor's pages are there when the next one comes: filling it fetches none."""
     assert keep_heap_warm()

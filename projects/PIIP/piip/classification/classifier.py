@@ -26,6 +26,8 @@ class BranchHeads(nn.Module):
         num_classes: of each head.
     """
 
+    stays_float32 = True  # in piip.optimize_for_inference: of 1000 logits 8 bits would make some equal
+
     def __init__(self, dims: list[int], num_classes: int = 1000) -> None:
         super().__init__()
         self.num_classes, self.num_features = num_classes, sum(dims)
@@ -56,6 +58,8 @@ class MergedHead(nn.Module):
         dim: channels of the merged map.
         num_classes: number of logits.
     """
+
+    stays_float32 = True  # as in BranchHeads
 
     def __init__(self, dim: int, num_classes: int = 1000) -> None:
         super().__init__()

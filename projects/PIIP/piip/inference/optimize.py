@@ -75,14 +75,17 @@ def optimize_for_inference(model: Model, dtype: torch.dtype = torch.float32) -> 
 def _lower_layers(model: nn.Module, dtype: torch.dtype) -> None:
     """Keep the weights of PIIPs, and those of linear layers and convolutions elsewhere, in ``dtype``.
 
-    Autocast would round the latter at every call, and packed layers compute in what they were packed in. A
-    module with a true attribute ``stays_float32`` runs outside of autocast.
+    Autocast would round the latter at every call, and packed layers compute in what they were packed in.
+    Those of a module with a true attribute ``stays_float32`` remain as they are, and so do the layers that
+    put out a detector's scores and boxes: 8 bits tell too few scores apart.
     """
     kept: set[nn.Module] = set()
     for module in model.modules():
         if isinstance(module, PIIP):
             _lower_piip(module, dtype)
-        if isinstance(module, PIIP) or getattr(module, "stays_float32", False):
+        # by name: Detectron2 is not needed here
+        puts_out = type(module).__name__ == "FastRCNNOutputLayers"
+        if isinstance(module, PIIP) or puts_out or getattr(module, "stays_float32", False):
             kept.update(module.modules())
     for module in model.modules():
         if isinstance(module, nn.Linear | nn.Conv2d | nn.ConvTranspose2d) and module not in kept:
