@@ -121,25 +121,25 @@ def parts(output: Path, *, dry: bool) -> list[Part]:
         measured = [
             ("inference", (*settings, "1", "8", "--mode", "inference", "--optimized"), 200),
             ("training", (*settings, "2", "--mode", "training"), 150),
-            ("compiled", (*compiled, "--mode", "inference", "training", "--variant", _ATTENTION), 300),
+            ("compiled", (*compiled, "--mode", "inference", "training", "--variant", _ATTENTION), 270),
         ]
     # a process a card; FSDP makes what it shards out of meta tensors, compiled blocks among it
     fsdp = (*launcher, *training, "train.parallel=fsdp", "train.compile=True", "train.max_iter=20")
     spread = [
-        Part("ddp", "A short training with DDP", ((*launcher, *training),), 100, data),
-        Part("fsdp", "A short training with FSDP and compiled blocks", (fsdp,), 150, data),
+        Part("ddp", "A short training with DDP", ((*launcher, *training),), 75, data),
+        Part("fsdp", "A short training with FSDP and compiled blocks", (fsdp,), 100, data),
     ]
     return [
         Part("machine", "Machine", ((*this, "--measure-machine", result("machine")),), 60),
-        Part("build", "Build", (*build, (*this, "--show-build", device)), 240, {"FORCE_CUDA": "1"}),
+        Part("build", "Build", (*build, (*this, "--show-build", device)), 150, {"FORCE_CUDA": "1"}),
         Part(
             "operator-tests",
             "Tests of the operators",
             ((*pytest, *operator_tests),),
-            150,
+            90,
             {"PIIP_OPS_DEVICE": "emulated-cuda" if dry else "cuda"},
         ),
-        Part("model-tests", "Tests of the models", ((*pytest, *model_tests),), 150, {"PIIP_DEVICE": device}),
+        Part("model-tests", "Tests of the models", ((*pytest, *model_tests),), 120, {"PIIP_DEVICE": device}),
         Part("operators", "Operators", (tuple(ops),), 150),
         *(
             Part(
@@ -150,7 +150,7 @@ def parts(output: Path, *, dry: bool) -> list[Part]:
             )
             for name, options, seconds in measured
         ),
-        Part("training", "A short training", (shapes, training), 120, data),
+        Part("training", "A short training", (shapes, training), 110, data),
         *([] if dry else spread),
     ]
 
