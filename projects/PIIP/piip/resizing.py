@@ -21,13 +21,15 @@ def resize_bicubic(table: Tensor, height: int, width: int) -> Tensor:
         ``(1, height, width, C)`` in the table's type.
     """
     wide = at_least_float32(table)
-    if table.is_cuda:
-        # PyTorch's kernel has a thread for each place, which goes through the channels one by one
-        return _by_sides(wide, height, width).to(table.dtype)
-    resized = F.interpolate(
-        wide.permute(0, 3, 1, 2), size=(height, width), mode="bicubic", align_corners=False
-    )
-    return resized.permute(0, 2, 3, 1).to(table.dtype)
+    # on a GPU PyTorch's kernel has a thread for each place, which goes through the channels one by one
+    resized = _by_sides(wide, height, width) if table.is_cuda else _at_once(wide, height, width)
+    return resized.to(table.dtype)
+
+
+def _at_once(table: Tensor, height: int, width: int) -> Tensor:
+    image = table.permute(0, 3, 1, 2)  # (1, C, h, w)
+    resized = F.interpolate(image, size=(height, width), mode="bicubic", align_corners=False)
+    return resized.permute(0, 2, 3, 1)
 
 
 def _by_sides(table: Tensor, height: int, width: int) -> Tensor:

@@ -42,6 +42,7 @@ def test_same_map(name: str) -> None:
     assert close(actual, expected, FLOAT32)
     assert not actual.requires_grad
     assert not any(type(module) is nn.Linear for module in model.modules())
+    assert not any(module.training for module in model.modules())  # else no graph is recorded on a GPU
 
 
 def test_negative_weights_of_the_merge_stay() -> None:

@@ -64,31 +64,36 @@ class ReplayedMaps:
 
     def __call__(self, x: Tensor) -> list[Tensor]:
         """The maps of ``x``, tensors of their own."""
-        if not self._can_record(x):
-            return list(self.compute(x))
+        replay = self._replay_of(x) if self._can_record(x) else None
+        return list(self.compute(x)) if replay is None else [out.clone() for out in replay(x)]
+
+    def _replay_of(self, x: Tensor) -> Callable[[Tensor], Maps] | None:
+        """What replays inputs like ``x``, recorded now where it is their second; None for no graph."""
         key = self._key(x)
-        if self._refused and self._replays.get(key) is None:
-            return list(self.compute(x))
-        if key not in self._replays:
-            self._replays[key] = None
-            self._forget()
-            return list(self.compute(x))
+        if self._refused:
+            return self._replays.get(key)
+        is_second = key in self._replays and self._replays[key] is None
+        self._replays.setdefault(key, None)
         self._replays.move_to_end(key)
-        replay = self._replays[key]
-        if replay is None:
-            try:
-                replay = self._replays[key] = self._record(x)
-            except RuntimeError as error:  # no memory, or something that cannot be recorded
-                self._refused = True
-                reason = str(error).partition("\n")[0].rstrip(".")
-                _logger.warning(
-                    "no graph for inputs of %s: %s. It and sizes not recorded yet are computed kernel by "
-                    "kernel, more slowly",
-                    tuple(x.shape),
-                    reason,
-                )
-                return list(self.compute(x))
-        return [out.clone() for out in replay(x)]
+        if len(self._replays) > self.max_graphs:  # sizes met once count, too
+            self._replays.popitem(last=False)
+        if is_second:
+            self._replays[key] = self._record_or_refuse(x)
+        return self._replays[key]
+
+    def _record_or_refuse(self, x: Tensor) -> Callable[[Tensor], Maps] | None:
+        try:
+            return self._record(x)
+        except RuntimeError as error:  # no memory, or something that cannot be recorded
+            self._refused = True
+            reason = str(error).partition("\n")[0].rstrip(".")
+            _logger.warning(
+                "no graph for inputs of %s: %s. It and sizes not recorded yet are computed kernel by kernel, "
+                "more slowly",
+                tuple(x.shape),
+                reason,
+            )
+            return None
 
     def _can_record(self, x: Tensor) -> bool:
         if not x.is_cuda or torch.is_grad_enabled() or torch.compiler.is_compiling():
@@ -105,11 +110,6 @@ class ReplayedMaps:
         places = hash(tuple(parameter.data_ptr() for parameter in self._parts[1]))
         exact = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
         return x.shape, x.stride(), x.dtype, x.device, half, exact, places
-
-    def _forget(self) -> None:
-        """Let go of what was used least recently, sizes seen once among it."""
-        while len(self._replays) > self.max_graphs:
-            self._replays.popitem(last=False)
 
     def _record(self, x: Tensor) -> Callable[[Tensor], Maps]:
         """A replay for inputs like ``x``: it overwrites the maps of the one before."""

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ..branches import Branch, Pretrained, TimmBranch
 from ..branches.base import Family
 from ..branches.timm_vit import build_timm
+from ..resizing import resize_bicubic
 from .download import local_path
 from .official_keys import convert_backbone
 from .tensor_file import check_values, read_file, state_dict_of
@@ -55,9 +56,7 @@ def _resize_positions(table: Tensor, side: int, keep_cls: bool, what: str) -> Te
     old = _side(rows, int(has_cls), what)
     grid = table[:, int(has_cls) :].float()
     if old != side:
-        grid = grid.reshape(1, old, old, -1).permute(0, 3, 1, 2)
-        grid = F.interpolate(grid, size=(side, side), mode="bicubic", align_corners=False)
-        grid = grid.flatten(2).transpose(1, 2)
+        grid = resize_bicubic(grid.reshape(1, old, old, -1), side, side).flatten(1, 2)
     if not keep_cls:
         return grid
     cls = table[:, :1].float() if has_cls else torch.zeros_like(grid[:, :1])
