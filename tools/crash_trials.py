@@ -31,7 +31,7 @@ from piip.engine.command_line import argument_parser, tool
 from piip.engine.curves import read_metrics
 from piip.engine.preemption import EXIT_STATUS
 from piip.quick.shapes import write_split
-from piip.weights.tensor_file import read_file, same_content
+from piip.weights.files.tensors import read_file, same_content
 
 TOOL = Path(__file__).resolve().with_name("lazyconfig_train_net.py")
 CONFIG = TOOL.parents[1] / "configs/quick/mask_rcnn_piip_128_96_64_shapes.py"

@@ -23,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise ValueError(f"{args.target} must end in .safetensors")
 
     from piip.engine.sharded_checkpoint import whole_state
-    from piip.weights.tensor_file import check_finite, write_file
+    from piip.weights.files.tensors import check_finite, write_file
 
     state = whole_state(args.checkpoint, "ema" if args.ema else "model")
     check_finite(state, args.checkpoint)

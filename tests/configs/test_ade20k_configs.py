@@ -20,7 +20,7 @@ from piip.engine.convert import convert_checkpoint
 from piip.flops import build_on_meta
 from piip.measure.cost import detector_cost, load_detector
 from piip.measure.zoo_check import check_segmentor
-from piip.weights.official_segmentor import convert_segmentor, to_official_segmentor
+from piip.weights.converters.segmentor import convert_segmentor, to_official_segmentor
 from piip.weights.segmentation_zoo import SEGMENTORS, PublishedSegmentor, markdown_table
 
 REPOSITORY = Path(__file__).parents[2]

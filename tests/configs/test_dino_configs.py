@@ -17,7 +17,7 @@ from detectron2.config import LazyConfig, instantiate
 
 from piip.flops import build_on_meta
 from piip.measure.cost import detector_cost, load_detector
-from piip.weights.official_dino import to_official_dino_detector
+from piip.weights.converters.dino import to_official_dino_detector
 
 FOLDER = Path(__file__).parents[2] / "configs/COCO"
 CASES = {  # config: what the released counter gives, epochs, steps, long and short edge in test

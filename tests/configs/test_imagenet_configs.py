@@ -24,7 +24,7 @@ from piip.flops.classifiers import build_classifier_row
 from piip.flops.tables import published_rows, reproduce
 from piip.measure.zoo_check import check_classifier
 from piip.weights.classification_zoo import CLASSIFIERS, PublishedClassifier, markdown_table
-from piip.weights.official_classifier import convert_classifier
+from piip.weights.converters.classifier import convert_classifier
 
 REPOSITORY = Path(__file__).parents[2]
 FOLDER = REPOSITORY / "configs/ImageNet"

@@ -28,7 +28,7 @@ from piip.engine.convert import convert_checkpoint
 from piip.engine.own_data import class_shapes
 from piip.engine.train import train
 from piip.quick.shapes import write_split
-from piip.weights.official_dino import convert_dino_detector, to_official_dino_detector
+from piip.weights.converters.dino import convert_dino_detector, to_official_dino_detector
 
 from ..models import randomise
 from ..tiny_config import REPOSITORY, tiny_config

@@ -23,7 +23,7 @@ from piip.engine.backbone import piip_backbone
 from piip.engine.checkpoint import Checkpointer
 from piip.engine.convert import convert_checkpoint
 from piip.official import build_backbone, convert_detector, is_official, to_official_detector
-from piip.weights.tensor_file import read_state
+from piip.weights.files.tensors import read_state
 
 CASE = "a4_piip3_deform_neck"
 if not (SHARED / "fixtures/backbone").is_dir():

@@ -22,7 +22,7 @@ from piip.engine.preemption import EXIT_STATUS, Preempted
 from piip.engine.train import train
 from piip.engine.trainer import Trainer
 from piip.engine.workers import DataError
-from piip.weights.tensor_file import same_content
+from piip.weights.files.tensors import same_content
 
 from ..tiny_config import tiny_config
 from .test_train import FINAL, load

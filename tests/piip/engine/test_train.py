@@ -19,7 +19,7 @@ from detectron2.utils.events import EventStorage
 from piip.detection.evaluation import summary
 from piip.engine.train import Trainer, build_model, evaluate, train
 from piip.numerics import autocast
-from piip.weights.tensor_file import same_content
+from piip.weights.files.tensors import same_content
 
 from ..tiny_config import tiny_config
 

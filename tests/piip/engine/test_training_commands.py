@@ -20,7 +20,7 @@ require.detectron2()
 from piip.engine.config import load_config
 from piip.engine.settings import TrainSettings
 from piip.quick.shapes import write_split
-from piip.weights.tensor_file import read_state
+from piip.weights.files.tensors import read_state
 
 from ..tiny_config import QUICK_CONFIG, REPOSITORY
 

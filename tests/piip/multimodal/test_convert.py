@@ -12,7 +12,7 @@ from torch import Tensor
 
 from piip.multimodal import PIIPVisionConfig, convert, load
 from piip.multimodal.convert import convert_folder
-from piip.weights.official_llava import to_official_llava
+from piip.weights.converters.llava import to_official_llava
 
 from .tiny import llava, tokenizer, vision_config
 

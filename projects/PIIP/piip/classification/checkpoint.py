@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..weights.converters.classifier import convert_classifier, is_official_classifier
 from ..weights.differences import differences
-from ..weights.download import local_path
-from ..weights.official_classifier import convert_classifier, is_official_classifier
-from ..weights.tensor_file import check_finite, read_file, state_dict_of, write_file
+from ..weights.files.download import local_path
+from ..weights.files.tensors import check_finite, read_file, state_dict_of, write_file
 
 __all__ = ["Folder", "Weights", "load_weights", "num_classes_of", "read_weights"]
 

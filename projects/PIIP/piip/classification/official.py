@@ -7,7 +7,7 @@ from typing import Any
 
 from ..backbone import PIIP
 from ..branches import ViTBranch
-from ..weights.official_config import interaction, stages, windows
+from ..weights.converters.settings import interaction, stages, windows
 from .classifier import PIIPClassifier
 
 __all__ = ["build_classifier"]

@@ -18,7 +18,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from ..numerics import autocast
 from ..seeding import mix_seed, seed_all
-from ..weights.tensor_file import read_file
+from ..weights.files.tensors import read_file
 from .checkpoint import CLASSES, Folder
 from .data import Processes, TrainBatches
 from .metrics import MetricsFile

@@ -11,10 +11,10 @@ import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from torch import nn
 
+from ..weights.converters import published_format
 from ..weights.differences import differences
-from ..weights.formats import published_format
-from ..weights.tensor_file import check_finite, read_file, state_dict_of, unwrap, write_file
-from ..weights.whole_file import whole_file
+from ..weights.files.atomic import atomic
+from ..weights.files.tensors import check_finite, read_file, state_dict_of, unwrap, write_file
 
 METADATA = "metadata"
 """Key of a checkpoint under which the names of its classes are."""
@@ -146,7 +146,7 @@ class Checkpointer(DetectionCheckpointer):
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         """Name the file that a resumed run continues from."""
-        with whole_file(Path(self.save_dir, "last_checkpoint")) as file:
+        with atomic(Path(self.save_dir, "last_checkpoint")) as file:
             file.write(last_filename_basename.encode())
 
     def _load_file(self, filename: str) -> dict[str, Any]:

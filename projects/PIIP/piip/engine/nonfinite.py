@@ -17,7 +17,7 @@ from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage, has_event_storage
 from torch import Tensor, nn
 
-from ..weights.whole_file import whole_file
+from ..weights.files.atomic import atomic
 from .agreement import anywhere
 from .parts import part_namer, plain_name
 
@@ -83,7 +83,7 @@ class NonfiniteGuard:
         content |= report(model, losses, batch, forward)
         path = self.folder / f"nonfinite-{iteration:07d}-rank{comm.get_rank()}.json"
         if here:
-            with whole_file(path) as file:
+            with atomic(path) as file:
                 file.write(json.dumps(content, indent=1).encode())
             _logger.error("\n".join(_lines(content)))
         raise FloatingPointError(

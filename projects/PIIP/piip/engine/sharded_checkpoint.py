@@ -24,7 +24,7 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
 from torch.distributed.tensor import DTensor
 
-from ..weights.tensor_file import read_file
+from ..weights.files.tensors import read_file
 from .checkpoint import METADATA, Checkpointer, differences
 from .sharding import fill, scalar_names
 

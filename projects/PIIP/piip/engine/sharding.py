@@ -32,8 +32,8 @@ from torch.distributed.tensor._utils import compute_local_shape_and_global_offse
 
 from ..backbone import PIIP
 from ..branches import Branch, TimmBranch
+from ..weights.files.tensors import check_values
 from ..weights.pretrained import fit_branch, read_source, timm_state
-from ..weights.tensor_file import check_values
 from .compilation import SharedDropPath, own_checkpointing
 
 __all__ = [

@@ -20,8 +20,8 @@ from omegaconf import DictConfig
 import piip_ops
 
 from ..seeding import mix_seed, seed_all
+from ..weights.files.atomic import remove_partial
 from ..weights.pretrained import load_pretrained
-from ..weights.whole_file import remove_parts
 from .agreement import meet
 from .checkpoint import METADATA, Checkpointer, ClassShapes, check_same_classes
 from .config import load_config
@@ -178,7 +178,7 @@ def main(args: argparse.Namespace) -> None:
         _run(cfg, args, restartable)
         return
     with run_lock(cfg.train.output_dir):
-        remove_parts(cfg.train.output_dir)
+        remove_partial(cfg.train.output_dir)
         _run(cfg, args, restartable)
 
 

@@ -17,7 +17,7 @@ from detectron2.utils.events import (
 )
 from omegaconf import DictConfig, OmegaConf
 
-from ..weights.whole_file import whole_file
+from ..weights.files.atomic import atomic
 
 __all__ = ["Logs", "WandbWriter", "begin_metrics"]
 
@@ -93,7 +93,7 @@ class WandbWriter(EventWriter):
         self._run = wandb.init(
             **{"project": "piip", "dir": str(folder), "config": shown, **settings}, id=run_id, resume="allow"
         )
-        with whole_file(kept) as file:
+        with atomic(kept) as file:
             file.write(self._run.id.encode())
         self._last = -1
 
@@ -138,5 +138,5 @@ def begin_metrics(path: Path, iteration: int) -> None:
                 kept.append(line)
         except json.JSONDecodeError:  # the process was killed while it wrote
             continue
-    with whole_file(path) as target:
+    with atomic(path) as target:
         target.write("".join(kept).encode())

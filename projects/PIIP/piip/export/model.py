@@ -19,7 +19,7 @@ from ..engine.checkpoint import Checkpointer
 from ..engine.own_data import follow_weights
 from ..engine.train import build_model
 from ..segmentation.segmentor import Segmentor
-from ..weights.tensor_file import read_state
+from ..weights.files.tensors import read_state
 from .classifier import ExportableClassifier
 from .dino import ExportableDINO
 from .errors import ExportError

@@ -12,10 +12,10 @@ from huggingface_hub import hf_hub_download
 from torch import Tensor, nn
 
 from ..weights import model_zoo
-from ..weights.download import local_path
-from ..weights.official_classifier import convert_classifier
-from ..weights.official_keys import convert_backbone
-from ..weights.tensor_file import check_finite, read_state
+from ..weights.converters.backbone import convert_backbone
+from ..weights.converters.classifier import convert_classifier
+from ..weights.files.download import local_path
+from ..weights.files.tensors import check_finite, read_state
 from . import registry
 from .models import BranchFeatures, PublishedBackbone, PublishedClassifier, PyramidFeatures
 from .registry import list_models

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer, LlamaConfig
 
-from ..weights.formats import published_format
+from ..weights.converters import published_format
+from ..weights.converters.llava import convert_llava, to_official_llava
+from ..weights.files.tensors import read_file, state_dict_of, write_file
 from ..weights.multimodal_zoo import RELEASED
-from ..weights.official_llava import convert_llava, to_official_llava
-from ..weights.tensor_file import read_file, state_dict_of, write_file
 from .auto import PIIPLlavaConfig, PIIPLlavaForConditionalGeneration, PIIPLlavaProcessor
 from .configuration import PIIPVisionConfig
 from .processing import IMAGE_TOKEN

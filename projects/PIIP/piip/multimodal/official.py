@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
+from ..weights.converters.settings import interaction, stages
 from ..weights.multimodal_zoo import BRANCH_MODELS, has_pre_logits
-from ..weights.official_config import interaction, stages
 from .tower import PIIPTower, TwoBranchProjector, tower_from_settings
 
 __all__ = ["build_projector", "build_tower", "tower_settings"]

@@ -14,16 +14,16 @@ if TYPE_CHECKING:
     from ..detection.dino.official import build_dino
     from ..multimodal.official import build_projector, build_tower
     from ..segmentation.official import build_segmentation_heads
-    from ..weights.official_classifier import convert_classifier, to_official_classifier
-    from ..weights.official_detector import convert_detector, is_official, to_official_detector
-    from ..weights.official_dino import convert_dino, to_official_dino
-    from ..weights.official_keys import convert_backbone, to_official_backbone
-    from ..weights.official_llava import (
+    from ..weights.converters.backbone import convert_backbone, to_official_backbone
+    from ..weights.converters.classifier import convert_classifier, to_official_classifier
+    from ..weights.converters.dino import convert_dino, to_official_dino
+    from ..weights.converters.llava import (
         convert_projector,
         convert_tower,
         to_official_projector,
         to_official_tower,
     )
+    from ..weights.converters.mask_rcnn import convert_detector, is_official, to_official_detector
     from .backbone import build_backbone, build_branch
 
 _ROOMS = {
@@ -33,20 +33,20 @@ _ROOMS = {
     "build_segmentation_heads": "piip.segmentation.official",
     "build_projector": "piip.multimodal.official",
     "build_tower": "piip.multimodal.official",
-    "convert_backbone": "piip.weights.official_keys",
+    "convert_backbone": "piip.weights.converters.backbone",
     "build_dino": "piip.detection.dino.official",
-    "convert_classifier": "piip.weights.official_classifier",
-    "convert_dino": "piip.weights.official_dino",
-    "convert_detector": "piip.weights.official_detector",
-    "convert_projector": "piip.weights.official_llava",
-    "convert_tower": "piip.weights.official_llava",
-    "is_official": "piip.weights.official_detector",
-    "to_official_backbone": "piip.weights.official_keys",
-    "to_official_classifier": "piip.weights.official_classifier",
-    "to_official_dino": "piip.weights.official_dino",
-    "to_official_projector": "piip.weights.official_llava",
-    "to_official_tower": "piip.weights.official_llava",
-    "to_official_detector": "piip.weights.official_detector",
+    "convert_classifier": "piip.weights.converters.classifier",
+    "convert_dino": "piip.weights.converters.dino",
+    "convert_detector": "piip.weights.converters.mask_rcnn",
+    "convert_projector": "piip.weights.converters.llava",
+    "convert_tower": "piip.weights.converters.llava",
+    "is_official": "piip.weights.converters.mask_rcnn",
+    "to_official_backbone": "piip.weights.converters.backbone",
+    "to_official_classifier": "piip.weights.converters.classifier",
+    "to_official_dino": "piip.weights.converters.dino",
+    "to_official_projector": "piip.weights.converters.llava",
+    "to_official_tower": "piip.weights.converters.llava",
+    "to_official_detector": "piip.weights.converters.mask_rcnn",
 }
 
 __all__ = [

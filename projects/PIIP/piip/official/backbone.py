@@ -8,7 +8,7 @@ from typing import Any
 from ..backbone import PIIP
 from ..branches import BEiTBranch, Branch, ConvNeXtBranch, UniPerceiverBranch, ViTBranch
 from ..neck import PyramidBackbone, published_pyramid
-from ..weights.official_config import interaction, stages, windows
+from ..weights.converters.settings import interaction, stages, windows
 
 __all__ = ["build_backbone", "build_branch"]
 

@@ -1,1 +1,1 @@
-"""Weights: files of tensors, downloads, pretrained branches, the model zoo, released names and ours."""
+"""Weights: files of tensors, downloads, converters of released formats, pretrained branches, the zoo."""

@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from .download import local_path
-from .tensor_file import read_state
+from .files.download import local_path
+from .files.tensors import read_state
 
 __all__ = ["RELEASED", "Released", "config_for", "fetch", "get", "markdown_table"]
 
@@ -188,7 +188,7 @@ def fetch(released: Released) -> Path:
     """The local copy of a released detector's weights, downloaded into iopath's cache where it is not there
     yet.
 
-    Besides what :func:`piip.weights.download.local_path` checks, the file must be large enough for its
+    Besides what :func:`piip.weights.files.download.local_path` checks, the file must be large enough for its
     parameters.
 
     Raises:

@@ -17,9 +17,9 @@ from ..branches import Branch, Pretrained, TimmBranch
 from ..branches.base import Family
 from ..branches.timm_vit import build_timm
 from ..resizing import resize_bicubic
-from .download import local_path
-from .official_keys import convert_backbone
-from .tensor_file import check_values, read_file, state_dict_of
+from .converters.backbone import convert_backbone
+from .files.download import local_path
+from .files.tensors import check_values, read_file, state_dict_of
 
 __all__ = [
     "FAMILIES",

@@ -1,7 +1,7 @@
 """Tables of published tensor names and what they are called here, read in both directions.
 
 Shapes are written with symbols, such as ``D`` for the width of a branch;
-:mod:`piip.weights.official_keys` says what they stand for where.
+:mod:`piip.weights.converters.backbone` says what they stand for where.
 """
 
 from __future__ import annotations

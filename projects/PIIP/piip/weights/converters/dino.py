@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from .official_keys import convert_backbone, to_official_backbone
+from .backbone import convert_backbone, to_official_backbone
 from .renaming import invert, rename_all
 
 __all__ = [

@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from .whole_file import whole_file
+from .atomic import atomic
 
 __all__ = ["check_values", "read_file", "read_state", "same_content", "state_dict_of", "unwrap", "write_file"]
 
@@ -191,7 +191,7 @@ def same_content(a: object, b: object) -> bool:
 
 
 def write_file(content: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
-    """Save a dict to ``path``, whole or not at all (see :func:`whole_file`).
+    """Save a dict to ``path``, whole or not at all (see :func:`atomic`).
 
     Args:
         content: tensors by name; for any other suffix than ``.safetensors`` anything torch.save takes.
@@ -200,7 +200,7 @@ def write_file(content: Mapping[str, Any], path: str | os.PathLike[str]) -> None
     Raises:
         OSError: the disk takes no more; what was there before is as it was.
     """
-    with whole_file(path) as file:
+    with atomic(path) as file:
         if Path(path).suffix == ".safetensors":
             try:
                 save_file({key: tensor.contiguous() for key, tensor in content.items()}, file.path)

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from .official_keys import convert_backbone, to_official_backbone
-from .tensor_file import check_finite
+from ..files.tensors import check_finite
+from .backbone import convert_backbone, to_official_backbone
 
 __all__ = ["convert_segmentor", "to_official_segmentor"]
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from ..backbone import Stage
-from ..interaction import InteractionConfig
+from ...backbone import Stage
+from ...interaction import InteractionConfig
 
 __all__ = ["interaction", "stages", "windows"]
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from piip.weights.tensor_file import write_file
-from piip.weights.whole_file import remove_parts, whole_file
+from piip.weights.files.atomic import atomic, remove_partial
+from piip.weights.files.tensors import write_file
 
 BEFORE = b"what was there before"
 
@@ -35,7 +35,7 @@ def names(folder: Path) -> list[str]:
 def test_the_old_file_stays_until_the_new_one_is_whole(tmp_path: Path) -> None:
     path = tmp_path / "x"
     path.write_bytes(BEFORE)
-    with whole_file(path) as file:
+    with atomic(path) as file:
         file.write(b"new")
         assert path.read_bytes() == BEFORE
     assert path.read_bytes() == b"new"
@@ -57,7 +57,7 @@ def test_it_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: p
 
     monkeypatch.setattr(os, "fsync", noted_sync)
     monkeypatch.setattr(Path, "replace", noted_rename)
-    with whole_file(tmp_path / "x") as file:
+    with atomic(tmp_path / "x") as file:
         file.write(b"new")
     assert steps == ["contents", "name", "folder"]
 
@@ -75,7 +75,7 @@ def test_full_disk(tmp_path: Path, full_disk: None, suffix: str) -> None:
 
 
 def test_other_errors_pass(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError, match="of the caller"), whole_file(tmp_path / "x"):
+    with pytest.raises(RuntimeError, match="of the caller"), atomic(tmp_path / "x"):
         raise RuntimeError("of the caller")
     assert names(tmp_path) == []
 
@@ -83,12 +83,12 @@ def test_other_errors_pass(tmp_path: Path) -> None:
 def test_what_killed_processes_leave_is_removed(tmp_path: Path) -> None:
     child = os.fork()
     if child == 0:
-        with whole_file(tmp_path / "x") as file:
+        with atomic(tmp_path / "x") as file:
             file.write(b"half of")
             file.flush()
             os.kill(os.getpid(), signal.SIGKILL)
     os.waitpid(child, 0)
     (part,) = names(tmp_path)
     (tmp_path / "y").write_bytes(BEFORE)
-    assert [path.name for path in remove_parts(tmp_path)] == [part]
+    assert [path.name for path in remove_partial(tmp_path)] == [part]
     assert names(tmp_path) == ["y"]

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..branches.beit import relative_position_index
-from .official_names import (
+from ...branches.beit import relative_position_index
+from .names import (
     ANY_FAMILY,
     CONVNEXT_NORM,
     CONVNEXT_STAGE,

@@ -8,7 +8,7 @@ from functools import cache
 
 from torch import Tensor
 
-from .tensor_file import check_finite
+from ..files.tensors import check_finite
 
 __all__ = ["Pair", "invert", "rename_all"]
 

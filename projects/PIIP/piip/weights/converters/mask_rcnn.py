@@ -6,8 +6,8 @@ from collections.abc import Collection, Mapping
 
 from torch import Tensor
 
-from .official_keys import convert_backbone, to_official_backbone
-from .tensor_file import check_values
+from ..files.tensors import check_values
+from .backbone import convert_backbone, to_official_backbone
 
 __all__ = ["convert_detector", "is_official", "to_official_detector"]
 

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from .official_classifier import convert_classifier, to_official_classifier
-from .official_detector import convert_detector, to_official_detector
-from .official_dino import convert_dino_detector, to_official_dino_detector
-from .official_llava import convert_llava, to_official_llava
-from .official_segmentor import convert_segmentor, to_official_segmentor
+from .classifier import convert_classifier, to_official_classifier
+from .dino import convert_dino_detector, to_official_dino_detector
+from .llava import convert_llava, to_official_llava
+from .mask_rcnn import convert_detector, to_official_detector
+from .segmentor import convert_segmentor, to_official_segmentor
 
 __all__ = ["ReleasedFormat", "own_format", "published_format"]
 

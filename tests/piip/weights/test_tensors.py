@@ -16,8 +16,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from piip.weights.download import local_path
-from piip.weights.tensor_file import check_values, read_file, read_state, write_file
+from piip.weights.files.download import local_path
+from piip.weights.files.tensors import check_values, read_file, read_state, write_file
 
 STATE = {"a.weight": torch.arange(6.0).reshape(2, 3), "b": torch.ones(2, dtype=torch.bfloat16)}
 

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from .official_keys import convert_backbone, to_official_backbone
-from .tensor_file import check_values
+from ..files.tensors import check_values
+from .backbone import convert_backbone, to_official_backbone
 
 __all__ = ["convert_classifier", "is_official_classifier", "to_official_classifier"]
 

@@ -1,0 +1,1 @@
+"""Files: tensors, writing whole or not at all, downloads."""
