@@ -50,8 +50,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     if args.config_file is None:
         raise ValueError(f"--config-file is missing: {args.source} is no folder of a PIIP-LLaVA")
+    from piip.engine.checkpoints.convert import convert_checkpoint
     from piip.engine.config import load_config
-    from piip.engine.convert import convert_checkpoint
 
     cfg = load_config(args.config_file, args.overrides)
     lines = convert_checkpoint(

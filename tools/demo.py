@@ -61,8 +61,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     from piip.classification.experiment import classifier_to_show, is_classifier
     from piip.detection.predict import InstanceRenderer, skip_below
     from piip.engine.config import load_config
-    from piip.engine.own_data import follow_weights, use_own_data
-    from piip.engine.predict import Predictor, Predicts, Renderer, predict
+    from piip.engine.data.custom_data import follow_weights, use_own_data
+    from piip.engine.prediction.predict import Predictor, Predicts, Renderer, predict
     from piip.segmentation.predict import SemanticRenderer
 
     cfg = load_config(args.config_file, args.opts)

@@ -71,7 +71,7 @@ def draw_sampling(args: argparse.Namespace) -> Any:
     """The figure of a model's sampling points, a panel a direction."""
     from matplotlib.figure import Figure
 
-    from piip.engine.sources import read_image_file
+    from piip.engine.prediction.sources import read_image_file
     from piip.serve.analysis import Model
     from piip.serve.sampling import draw_sampling, sampling_points
 

@@ -22,7 +22,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not args.target.endswith(".safetensors"):
         raise ValueError(f"{args.target} must end in .safetensors")
 
-    from piip.engine.sharded_checkpoint import whole_state
+    from piip.engine.checkpoints.sharded_checkpoint import whole_state
     from piip.weights.files.tensors import check_finite, write_file
 
     state = whole_state(args.checkpoint, "ema" if args.ema else "model")

@@ -28,9 +28,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     from detectron2.engine import default_argument_parser
     from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException
 
-    from piip.engine.launching import start
-    from piip.engine.own_data import without_overrides
-    from piip.engine.preemption import EXIT_STATUS, passed_on
+    from piip.engine.data.custom_data import without_overrides
+    from piip.engine.distributed.launching import start
+    from piip.engine.distributed.preemption import EXIT_STATUS, passed_on
     from piip.engine.train import main as train
 
     parser = argument_parser(default_argument_parser(EPILOG))

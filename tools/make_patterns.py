@@ -9,7 +9,7 @@ from piip.engine.command_line import argument_parser, tool
 @tool
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line."""
-    from piip.engine.data import dataset_root
+    from piip.engine.data.loader import dataset_root
     from piip.quick.command_line import add_split_options
     from piip.quick.drawing import CLASSES
     from piip.quick.patterns import write_split

@@ -18,7 +18,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from PIL import Image
     from tqdm import tqdm
 
-    from piip.engine.data import dataset_root
+    from piip.engine.data.loader import dataset_root
 
     parser = argument_parser(description="Make ADE20K's label maps as Detectron2 registers them.")
     parser.add_argument(

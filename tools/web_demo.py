@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.error(f"--examples {args.examples} is no folder")
 
     # imported here: --help needs none of it
-    from piip.engine.sources import IMAGE_SUFFIXES
+    from piip.engine.prediction.sources import IMAGE_SUFFIXES
     from piip.serve.analysis import Model
     from piip.serve.page import build_page, drawn_examples, serve
     from piip.serve.upload import Limits

@@ -16,7 +16,7 @@ require.detectron2()
 from detectron2.config import LazyConfig, instantiate
 
 from piip import PIIP
-from piip.engine.convert import convert_checkpoint
+from piip.engine.checkpoints.convert import convert_checkpoint
 from piip.flops import build_on_meta
 from piip.measure.cost import detector_cost, load_detector
 from piip.measure.zoo_check import check_segmentor

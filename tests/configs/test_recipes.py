@@ -17,7 +17,7 @@ from detectron2.config import LazyConfig, instantiate
 from detectron2.modeling.roi_heads import CascadeROIHeads
 from detectron2.utils.events import EventStorage
 
-from piip.engine.data import TrainLoader
+from piip.engine.data.loader import TrainLoader
 from piip.engine.train import build_model
 from piip.measure.cost import detector_cost
 

@@ -32,7 +32,7 @@ QUICK_SEGMENTOR = "configs/quick/upernet_piip_128_96_64_shapes.py"
 SMALL = {  # what a command runs with instead
     "configs/ADE20K/upernet_piip_tsb_896_448_336_160k.py": QUICK_SEGMENTOR,
     "--num-gpus 8": "",
-    "--input 0": "--input moving.mp4",  # no camera here: tests/piip/engine/test_sources.py has one
+    "--input 0": "--input moving.mp4",  # no camera here: tests/piip/engine/prediction/test_sources.py has one
 }
 COUNTED = "tools/flop_count.py"  # which takes any config as it is
 TRAINED = ["train.device=cpu", "train.max_iter=2", "dataloader.train.total_batch_size=2"]
@@ -109,9 +109,9 @@ def prepare(folder: Path) -> None:
     """What the tutorials suppose to be there: data, weights, pictures, a video."""
     import torch
 
-    from piip.engine.checkpoint import Checkpointer
+    from piip.engine.checkpoints.checkpoint import Checkpointer
+    from piip.engine.checkpoints.convert import convert_checkpoint
     from piip.engine.config import load_config
-    from piip.engine.convert import convert_checkpoint
     from piip.engine.model import build_model
     from piip.quick.shapes import write_split
 

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from piip import PIIP
 from piip.branches import TimmBranch, ViTBranch
+from piip.engine.distributed.sharding import materialise
 from piip.engine.optim import layer_decay_factors
-from piip.engine.sharding import materialise
 from piip.flops import actual_cost, build_on_meta
 from piip.weights.pretrained import convert_branch, load_pretrained
 

@@ -23,9 +23,9 @@ from detectron2.structures import Boxes, Instances
 from torch import Tensor
 
 from piip.detection.dino.detector import DINODetector
+from piip.engine.checkpoints.convert import convert_checkpoint
 from piip.engine.config import load_config
-from piip.engine.convert import convert_checkpoint
-from piip.engine.own_data import class_shapes
+from piip.engine.data.custom_data import class_shapes
 from piip.engine.train import train
 from piip.quick.shapes import write_split
 from piip.weights.converters.dino import convert_dino_detector, to_official_dino_detector

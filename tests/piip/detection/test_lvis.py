@@ -21,8 +21,8 @@ from detectron2.data import MetadataCatalog
 from piip.detection.data import dataset_dicts
 from piip.detection.lvis import FederatedWeights, LVISEvaluator, read_lvis, register_lvis
 from piip.engine.config import load_config
-from piip.engine.data import BatchSampler, TrainLoader
-from piip.engine.own_data import use_own_data
+from piip.engine.data.custom_data import use_own_data
+from piip.engine.data.loader import BatchSampler, TrainLoader
 from piip.engine.train import train
 
 from ..tiny_config import REPOSITORY, tiny_config

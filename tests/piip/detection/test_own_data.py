@@ -23,10 +23,10 @@ from detectron2.data import MetadataCatalog
 from omegaconf import DictConfig, OmegaConf
 
 from piip.detection.own_data import CocoFiles
-from piip.engine.checkpoint import Checkpointer, check_same_classes
+from piip.engine.checkpoints.checkpoint import Checkpointer, check_same_classes
 from piip.engine.config import load_config
-from piip.engine.own_data import follow_weights, set_num_classes, use_own_data, without_overrides
-from piip.engine.predict import Predictor
+from piip.engine.data.custom_data import follow_weights, set_num_classes, use_own_data, without_overrides
+from piip.engine.prediction.predict import Predictor
 from piip.engine.train import build_model, evaluate, train
 from piip.quick.shapes import write_split
 

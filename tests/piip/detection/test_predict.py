@@ -26,10 +26,10 @@ from pycocotools.coco import COCO
 
 from piip.detection.compare import compare
 from piip.detection.predict import InstanceRenderer, draw, shrink, skip_below
-from piip.engine.checkpoint import Checkpointer
+from piip.engine.checkpoints.checkpoint import Checkpointer
 from piip.engine.config import load_config
-from piip.engine.predict import Predictor, Report, expand_inputs
-from piip.engine.predict import predict as predict_with
+from piip.engine.prediction.predict import Predictor, Report, expand_inputs
+from piip.engine.prediction.predict import predict as predict_with
 from piip.engine.train import build_model
 
 from ..live_camera import running_camera

@@ -17,11 +17,11 @@ from ... import require
 
 require.detectron2()
 
-from piip.engine.agreement import meet
-from piip.engine.monitoring import PartMetrics
+from piip.engine.data.workers import DataError
+from piip.engine.distributed.collectives import meet
+from piip.engine.logs.monitoring import PartMetrics
 from piip.engine.nonfinite import NonfiniteGuard
 from piip.engine.trainer import Trainer
-from piip.engine.workers import DataError
 
 
 class Roots(nn.Module):

@@ -15,7 +15,7 @@ from ... import require
 require.detectron2()
 
 from piip import PIIP, InteractionConfig
-from piip.engine.sharding import shard
+from piip.engine.distributed.sharding import shard
 from piip.flops import build_on_meta
 from piip.measure.training_memory import activation_bytes, training_memory
 

@@ -24,9 +24,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from piip.engine.checkpoint import Checkpointer
+from piip.engine.checkpoints.checkpoint import Checkpointer
 from piip.engine.config import load_config
-from piip.engine.own_data import follow_weights, use_own_data
+from piip.engine.data.custom_data import follow_weights, use_own_data
 from piip.engine.resize import RandomScaleToFit, ResizeToCover
 from piip.engine.train import build_model, train
 from piip.quick.shapes import write_split

@@ -13,7 +13,7 @@ require.detectron2()
 
 import torch
 
-from piip.engine.checkpoint import Checkpointer
+from piip.engine.checkpoints.checkpoint import Checkpointer
 from piip.engine.config import load_config
 from piip.engine.model import build_model
 from piip.flops import build_on_meta

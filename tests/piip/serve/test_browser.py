@@ -15,7 +15,7 @@ require.detectron2()
 CHROMIUM = require.browser()
 pytest.importorskip("gradio", reason="needs Gradio (make setup installs it)")
 
-from piip.engine.checkpoint import Checkpointer
+from piip.engine.checkpoints.checkpoint import Checkpointer
 from piip.engine.config import load_config
 from piip.engine.model import build_model
 from piip.quick.shapes import write_split

@@ -69,7 +69,7 @@ def is_classifier(cfg: DictConfig) -> bool:
 
 
 def classifier_to_show(cfg: DictConfig, weights: str) -> tuple[ClassPredictor, ClassRenderer]:
-    """A trained classifier and what draws its answers, for `piip.engine.predict.predict`.
+    """A trained classifier and what draws its answers, for `piip.engine.prediction.predict.predict`.
 
     Args:
         cfg: the config; its model follows the number of classes of the weights.

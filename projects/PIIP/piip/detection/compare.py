@@ -14,7 +14,7 @@ from detectron2.data.detection_utils import read_image
 from detectron2.structures import Boxes, BoxMode, Instances
 from pycocotools import mask as coco_mask
 
-from ..engine.predict import Image
+from ..engine.prediction.predict import Image
 from .data import dataset_dicts
 from .predict import draw, visualizer
 

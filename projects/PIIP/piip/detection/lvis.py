@@ -25,7 +25,7 @@ from detectron2.structures import BoxMode
 from omegaconf import DictConfig
 from torch import Tensor
 
-from ..engine.checkpoint import ClassShapes
+from ..engine.checkpoints.checkpoint import ClassShapes
 from .annotations import sensible_annotations
 from .own_data import CocoData, CocoFiles
 

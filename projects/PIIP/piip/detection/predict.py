@@ -16,8 +16,8 @@ from detectron2.structures import Instances
 from detectron2.utils.visualizer import ColorMode, Visualizer
 from torch import nn
 
-from ..engine.predict import LARGEST_PICTURE
-from ..engine.sources import Image
+from ..engine.prediction.predict import LARGEST_PICTURE
+from ..engine.prediction.sources import Image
 
 __all__ = ["InstanceRenderer", "draw", "skip_below", "visualizer"]
 

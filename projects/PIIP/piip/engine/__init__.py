@@ -4,6 +4,6 @@ Importing it silences what Detectron2's and PyTorch's own imports warn of: no us
 """
 
 from ..extras import explain_missing
-from . import quiet as quiet
+from . import _warnings as _warnings
 
 explain_missing(__name__)

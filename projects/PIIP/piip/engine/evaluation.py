@@ -17,11 +17,11 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from ..numerics import autocast
+from .data.workers import DataError
+from .distributed.preemption import leave_if_told
+from .distributed.sharding import unsharded
 from .ema import AverageWeights
 from .pictures import Pictures
-from .preemption import leave_if_told
-from .sharding import unsharded
-from .workers import DataError
 
 __all__ = ["class_names", "evaluate", "evaluate_both", "with_tta"]
 
@@ -94,7 +94,7 @@ def evaluate(cfg: DictConfig, model: nn.Module) -> dict[str, dict[str, float]]:
 
     Raises:
         DataError: an image cannot be loaded, or a data worker died.
-        Preempted: SIGTERM was received, see `piip.engine.preemption.watch`.
+        Preempted: SIGTERM was received, see `piip.engine.distributed.preemption.watch`.
     """
     loader, evaluator = instantiate(cfg.dataloader.test), instantiate(cfg.dataloader.evaluator)
     if isinstance(model, nn.parallel.DistributedDataParallel):

@@ -15,13 +15,13 @@ from torch import nn
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from .checkpoint import Checkpointer
+from .checkpoints.checkpoint import Checkpointer
+from .checkpoints.sharded_checkpoint import ShardedCheckpointer
+from .distributed.preemption import Preemption
 from .ema import AverageWeights, EMAUpdate
 from .evaluation import evaluate_both
-from .monitoring import PartMetrics, Throughput
-from .preemption import Preemption
-from .sharded_checkpoint import ShardedCheckpointer
-from .writers import Logs
+from .logs.monitoring import PartMetrics, Throughput
+from .logs.writers import Logs
 
 __all__ = ["LiveLine", "Saving", "training_hooks"]
 

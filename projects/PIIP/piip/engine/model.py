@@ -14,8 +14,8 @@ from ..inference import optimize_for_inference
 from ..inference.graphs import replay_maps
 from ..numerics import dtype_of
 from .compilation import compile_blocks
+from .distributed.sharding import build_for_sharding, materialise, shard
 from .settings import TrainSettings
-from .sharding import build_for_sharding, materialise, shard
 
 __all__ = ["build_model", "device_of", "for_prediction", "prepare_model"]
 

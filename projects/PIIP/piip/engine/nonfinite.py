@@ -18,8 +18,8 @@ from detectron2.utils.events import get_event_storage, has_event_storage
 from torch import Tensor, nn
 
 from ..weights.files.atomic import atomic
-from .agreement import anywhere
-from .parts import part_namer, plain_name
+from .distributed.collectives import anywhere
+from .parameter_groups import part_namer, plain_name
 
 __all__ = ["NonfiniteGuard", "report"]
 

@@ -13,7 +13,7 @@ from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils.events import get_event_storage, has_event_storage
 
 if TYPE_CHECKING:
-    from .predict import Renderer
+    from .prediction.predict import Renderer
 
 __all__ = ["Pictures"]
 

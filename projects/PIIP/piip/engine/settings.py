@@ -27,7 +27,7 @@ class TrainSettings:
         eval_precision: the same in evaluation.
         tta: evaluate and predict with the test-time augmentation that the config's `tta` describes.
         parallel: how several processes share the work. "ddp": each holds the whole model. "fsdp": weights,
-            gradients and optimizer are sharded over all, see `piip.engine.sharding`.
+            gradients and optimizer are sharded over all, see `piip.engine.distributed.sharding`.
         accumulate: parts in which a process works through its share of the batch, one after the other; the
             gradients add up to one step. `dataloader.train.total_batch_size` stays the batch of a step.
         clip_grad_norm: longest gradient, in the norm over all parameters; longer ones are shortened to it,

@@ -22,25 +22,25 @@ import piip_ops
 from ..seeding import mix_seed, seed_all
 from ..weights.files.atomic import remove_partial
 from ..weights.pretrained import load_pretrained
-from .agreement import meet
-from .checkpoint import METADATA, Checkpointer, ClassShapes, check_same_classes
+from .checkpoints.checkpoint import METADATA, Checkpointer, ClassShapes, check_same_classes
+from .checkpoints.run_lock import run_lock
+from .checkpoints.sharded_checkpoint import ShardedCheckpointer
 from .config import load_config
-from .data import TrainLoader
+from .data.custom_data import use_own_data
+from .data.loader import TrainLoader
+from .data.workers import DataError
+from .distributed.collectives import meet
+from .distributed.launching import restarted
+from .distributed.preemption import Preempted, watch
+from .distributed.sharding import is_sharded, load_pretrained_parts
 from .ema import AverageWeights
 from .evaluation import class_names, evaluate, with_tta
 from .hooks import training_hooks
-from .launching import restarted
 from .model import build_model, for_prediction, prepare_model
 from .nonfinite import NonfiniteGuard
 from .optim import scale_lr
-from .own_data import use_own_data
-from .preemption import Preempted, watch
-from .run_lock import run_lock
 from .settings import TrainSettings
-from .sharded_checkpoint import ShardedCheckpointer
-from .sharding import is_sharded, load_pretrained_parts
 from .trainer import Trainer
-from .workers import DataError
 
 __all__ = ["Trainer", "build_model", "evaluate", "main", "train", "with_tta"]
 
@@ -125,7 +125,7 @@ def train(cfg: DictConfig, *, resume: bool = False, restartable: ClassShapes | N
         )
     elif start:
         _logger.warning(
-            "dataloader.train is not a piip.engine.data.TrainLoader: the order of the images starts anew"
+            "dataloader.train is not a piip.engine.data.TrainLoader: the order of the images starts again"
         )
     with watch():
         try:

@@ -17,9 +17,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ..numerics import autocast
 from ..seeding import mix_seed, seed_all
-from .agreement import anywhere
+from .data.workers import DataError
+from .distributed.collectives import anywhere
 from .nonfinite import NonfiniteGuard
-from .workers import DataError
 
 __all__ = ["Trainer"]
 

@@ -14,7 +14,7 @@ from detectron2.data.detection_utils import read_image
 from omegaconf import DictConfig
 from torch import Tensor
 
-from ..engine.sources import IMAGE_SUFFIXES, expand_inputs
+from ..engine.prediction.sources import IMAGE_SUFFIXES, expand_inputs
 from .boxes import Size
 
 __all__ = ["own_size", "pad", "read_images"]

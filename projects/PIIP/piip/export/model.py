@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from ..backbone import PIIP
 from ..classification.classifier import PIIPClassifier
 from ..detection.dino.detector import DINODetector
-from ..engine.checkpoint import Checkpointer
-from ..engine.own_data import follow_weights
+from ..engine.checkpoints.checkpoint import Checkpointer
+from ..engine.data.custom_data import follow_weights
 from ..engine.train import build_model
 from ..segmentation.segmentor import Segmentor
 from ..weights.files.tensors import read_state

@@ -1,7 +1,7 @@
 """Memory that a sharded training needs on each card, from shapes: nothing is computed, no weight is held.
 
-The sum of what a step holds at its worst moment, as :mod:`piip.engine.sharding` lays it out on N cards, in
-bytes for P numbers in all:
+The sum of what a step holds at its worst moment, as :mod:`piip.engine.distributed.sharding` lays it out
+on N cards, in bytes for P numbers in all:
 
 - weights: float32, 4 P / N; gradients: the same; AdamW's two moments: 8 P / N;
 - gathered: what stays whole from forward to backward (embeddings, merge, neck, heads), weights and gradients

@@ -9,8 +9,8 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from ..engine.checkpoint import ClassShapes
-from ..engine.own_data import LOADERS, class_shapes, set_num_classes, splits
+from ..engine.checkpoints.checkpoint import ClassShapes
+from ..engine.data.custom_data import LOADERS, class_shapes, set_num_classes, splits
 from .data import register_folders
 
 __all__ = ["FolderData", "Folders"]

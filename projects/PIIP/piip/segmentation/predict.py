@@ -11,8 +11,8 @@ import numpy as np
 from detectron2.data import Metadata
 from detectron2.utils.visualizer import ColorMode, Visualizer
 
-from ..engine.predict import LARGEST_PICTURE
-from ..engine.sources import Image
+from ..engine.prediction.predict import LARGEST_PICTURE
+from ..engine.prediction.sources import Image
 
 __all__ = ["SemanticRenderer"]
 

@@ -18,9 +18,9 @@ from torch import nn
 
 from ..detection.predict import skip_below
 from ..engine.config import load_config
-from ..engine.own_data import follow_weights
-from ..engine.predict import Predictor
-from ..engine.sources import Image
+from ..engine.data.custom_data import follow_weights
+from ..engine.prediction.predict import Predictor
+from ..engine.prediction.sources import Image
 from ..flops import Report, build_on_meta
 from ..measure.cost import detector_cost
 from ..segmentation.segmentor import Segmentor

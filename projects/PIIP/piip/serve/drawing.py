@@ -13,7 +13,7 @@ from detectron2.structures import Instances
 from detectron2.utils.colormap import colormap
 from detectron2.utils.visualizer import ColorMode, Visualizer
 
-from ..engine.sources import Image
+from ..engine.prediction.sources import Image
 
 __all__ = ["PARTS", "chosen", "draw_classes", "draw_instances", "fit"]
 

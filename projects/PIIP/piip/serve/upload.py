@@ -8,7 +8,7 @@ from pathlib import Path
 from PIL import Image as PillowImage
 from PIL import UnidentifiedImageError
 
-from ..engine.sources import Image, UnreadableFileError, read_image_file
+from ..engine.prediction.sources import Image, UnreadableFileError, read_image_file
 
 __all__ = ["Limits", "UploadError", "read_upload"]
 

@@ -24,9 +24,9 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
 from torch.distributed.tensor import DTensor
 
-from ..weights.files.tensors import read_file
+from ...weights.files.tensors import read_file
+from ..distributed.sharding import fill, scalar_names
 from .checkpoint import METADATA, Checkpointer, differences
-from .sharding import fill, scalar_names
 
 __all__ = ["ShardedCheckpointer", "is_sharded_checkpoint", "whole_state"]
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from ... import require
+from .... import require
 
 require.detectron2()
 
@@ -20,18 +20,24 @@ from safetensors.torch import load_file
 
 from piip import PIIP
 from piip.branches import Pretrained, ViTBranch
-from piip.engine import sharding
-from piip.engine.checkpoint import Checkpointer
+from piip.engine.checkpoints.checkpoint import Checkpointer
+from piip.engine.checkpoints.sharded_checkpoint import is_sharded_checkpoint, whole_state
 from piip.engine.config import load_config
+from piip.engine.distributed import sharding
+from piip.engine.distributed.sharding import (
+    build_for_sharding,
+    fill,
+    load_pretrained_parts,
+    materialise,
+    shard,
+)
 from piip.engine.model import build_model
-from piip.engine.sharded_checkpoint import is_sharded_checkpoint, whole_state
-from piip.engine.sharding import build_for_sharding, fill, load_pretrained_parts, materialise, shard
 from piip.engine.train import Trainer, train
 from piip.quick.shapes import write_split
 from piip.weights.pretrained import read_source
 
-from ..tiny_config import QUICK_SEGMENTOR, REPOSITORY
-from .processes import environment, in_processes
+from ...tiny_config import QUICK_SEGMENTOR, REPOSITORY
+from ..processes import environment, in_processes
 
 # Every image counts alike in the loss, so a mean over processes or parts is the mean over the batch.
 BATCH = 4

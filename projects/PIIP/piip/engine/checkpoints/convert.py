@@ -11,10 +11,10 @@ from detectron2.config import instantiate
 from omegaconf import DictConfig
 from torch import Tensor
 
-from ..weights.converters import own_format, published_format
-from ..weights.differences import differences
-from ..weights.files.download import local_path
-from ..weights.files.tensors import check_finite, read_state, write_file
+from ...weights.converters import own_format, published_format
+from ...weights.differences import differences
+from ...weights.files.download import local_path
+from ...weights.files.tensors import check_finite, read_state, write_file
 
 __all__ = ["convert_checkpoint"]
 

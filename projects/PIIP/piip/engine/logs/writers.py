@@ -17,7 +17,7 @@ from detectron2.utils.events import (
 )
 from omegaconf import DictConfig, OmegaConf
 
-from ..weights.files.atomic import atomic
+from ...weights.files.atomic import atomic
 
 __all__ = ["Logs", "WandbWriter", "begin_metrics"]
 

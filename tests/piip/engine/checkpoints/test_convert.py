@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ... import require
-from ...shared_data import SHARED, Golden, golden
+from .... import require
+from ....shared_data import SHARED, Golden, golden
 
 require.detectron2()
 
@@ -20,8 +20,8 @@ from detectron2.config import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from piip.engine.backbone import piip_backbone
-from piip.engine.checkpoint import Checkpointer
-from piip.engine.convert import convert_checkpoint
+from piip.engine.checkpoints.checkpoint import Checkpointer
+from piip.engine.checkpoints.convert import convert_checkpoint
 from piip.official import build_backbone, convert_detector, is_official, to_official_detector
 from piip.weights.files.tensors import read_state
 

@@ -20,11 +20,11 @@ from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
 from omegaconf import DictConfig
 from tqdm import tqdm
 
-from ..backbone import PIIP
-from ..numerics import autocast
-from .checkpoint import METADATA, Checkpointer
-from .evaluation import with_tta
-from .model import build_model, for_prediction
+from ...backbone import PIIP
+from ...numerics import autocast
+from ..checkpoints.checkpoint import METADATA, Checkpointer
+from ..evaluation import with_tta
+from ..model import build_model, for_prediction
 from .sinks import JsonWriter, VideoWriter
 from .sources import (
     Frame,
@@ -297,7 +297,7 @@ def predict(
         inputs: names of files, folders and globs; or one number of a camera or address of a stream.
         output: folder for the pictures and videos, made if missing.
         batch: images or frames that go through the model together; a live source gives one at a time.
-        save_json: file for the predictions, see :class:`piip.engine.sinks.JsonWriter`; None for
+        save_json: file for the predictions, see :class:`piip.engine.prediction.sinks.JsonWriter`; None for
             `predictions.json` in the output folder.
 
     Raises:

@@ -12,7 +12,7 @@ from types import FrameType
 
 from detectron2.engine.train_loop import HookBase
 
-from .agreement import anywhere
+from .collectives import anywhere
 
 __all__ = ["EXIT_STATUS", "Preempted", "Preemption", "leave_if_told", "passed_on", "watch"]
 

@@ -11,14 +11,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ... import require
+from .... import require
 
 require.detectron2()
 
 import cv2
 
-from piip.engine.sinks import JsonWriter, VideoWriter
-from piip.engine.sources import (
+from piip.engine.prediction.sinks import JsonWriter, VideoWriter
+from piip.engine.prediction.sources import (
     Frame,
     LiveFrames,
     Skipped,
@@ -29,7 +29,7 @@ from piip.engine.sources import (
     read_files,
 )
 
-from ..live_camera import number_of, numbered, running_camera
+from ...live_camera import number_of, numbered, running_camera
 
 
 @pytest.fixture

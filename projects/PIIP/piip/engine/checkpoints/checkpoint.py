@@ -11,10 +11,10 @@ import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from torch import nn
 
-from ..weights.converters import published_format
-from ..weights.differences import differences
-from ..weights.files.atomic import atomic
-from ..weights.files.tensors import check_finite, read_file, state_dict_of, unwrap, write_file
+from ...weights.converters import published_format
+from ...weights.differences import differences
+from ...weights.files.atomic import atomic
+from ...weights.files.tensors import check_finite, read_file, state_dict_of, unwrap, write_file
 
 METADATA = "metadata"
 """Key of a checkpoint under which the names of its classes are."""

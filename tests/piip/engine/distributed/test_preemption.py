@@ -12,20 +12,21 @@ from pathlib import Path
 import pytest
 import torch
 
-from ... import require
+from .... import require
 
 require.detectron2()
 
-from piip.engine import evaluation, preemption
-from piip.engine.checkpoint import Checkpointer
-from piip.engine.preemption import EXIT_STATUS, Preempted
+from piip.engine import evaluation
+from piip.engine.checkpoints.checkpoint import Checkpointer
+from piip.engine.data.workers import DataError
+from piip.engine.distributed import preemption
+from piip.engine.distributed.preemption import EXIT_STATUS, Preempted
 from piip.engine.train import train
 from piip.engine.trainer import Trainer
-from piip.engine.workers import DataError
 from piip.weights.files.tensors import same_content
 
-from ..tiny_config import tiny_config
-from .test_train import FINAL, load
+from ...tiny_config import tiny_config
+from ..test_train import FINAL, load
 
 
 def at(iteration: int, action: Callable[[], None], monkeypatch: pytest.MonkeyPatch) -> None:

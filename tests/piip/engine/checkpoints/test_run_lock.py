@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from ... import require
+from .... import require
 
 require.detectron2()
 
-from piip.engine.run_lock import run_lock
+from piip.engine.checkpoints.run_lock import run_lock
 from piip.engine.train import main
 
-from ..tiny_config import QUICK_CONFIG
+from ...tiny_config import QUICK_CONFIG
 
 
 def test_the_second_is_refused(tmp_path: Path) -> None:

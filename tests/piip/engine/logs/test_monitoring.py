@@ -11,22 +11,22 @@ import pytest
 import torch
 from torch import nn
 
-from ... import require
+from .... import require
 
 require.detectron2()
 
 from detectron2.engine.train_loop import HookBase
 
-from piip.engine import monitoring
 from piip.engine.config import load_config
-from piip.engine.curves import draw, read_metrics
-from piip.engine.monitoring import PartMetrics, Throughput
-from piip.engine.parts import part_namer
+from piip.engine.logs import monitoring
+from piip.engine.logs.curves import draw, read_metrics
+from piip.engine.logs.monitoring import PartMetrics, Throughput
+from piip.engine.logs.writers import begin_metrics
+from piip.engine.parameter_groups import part_namer
 from piip.engine.train import build_model, train
 from piip.engine.trainer import Trainer
-from piip.engine.writers import begin_metrics
 
-from ..tiny_config import QUICK_CONFIG, tiny_config
+from ...tiny_config import QUICK_CONFIG, tiny_config
 
 PARTS = {
     *("branch1", "branch2", "branch3", "interactions", "merge"),

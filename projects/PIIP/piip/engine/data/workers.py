@@ -13,7 +13,7 @@ from typing import Any
 import cv2
 from torch.utils.data import DataLoader
 
-from ..workers import leave_the_end_to_training
+from ...workers import leave_the_end_to_training
 
 __all__ = ["START_METHOD", "DataError", "preload", "start_worker", "surviving"]
 

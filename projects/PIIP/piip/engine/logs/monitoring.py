@@ -13,8 +13,8 @@ import torch
 from detectron2.engine.train_loop import HookBase
 from torch import Tensor, nn
 
-from ..interaction import Injector, Interaction
-from .parts import part_namer
+from ...interaction import Injector, Interaction
+from ..parameter_groups import part_namer
 
 __all__ = ["PartMetrics", "Throughput"]
 

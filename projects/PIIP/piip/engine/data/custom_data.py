@@ -10,7 +10,7 @@ import torch
 from detectron2.config import instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from .checkpoint import ClassShapes, read_metadata
+from ..checkpoints.checkpoint import ClassShapes, read_metadata
 
 __all__ = [
     "LOADERS",

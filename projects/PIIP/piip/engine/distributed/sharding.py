@@ -21,20 +21,15 @@ from detectron2.utils.registry import locate
 from omegaconf import DictConfig, ListConfig
 from timm.layers import LayerScale
 from torch import Tensor, nn
-from torch.distributed.fsdp import (
-    FSDPModule,
-    MixedPrecisionPolicy,
-    fully_shard,
-    register_fsdp_forward_method,
-)
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
-from ..backbone import PIIP
-from ..branches import Branch, TimmBranch
-from ..weights.files.tensors import check_values
-from ..weights.pretrained import fit_branch, read_source, timm_state
-from .compilation import SharedDropPath, own_checkpointing
+from ...backbone import PIIP
+from ...branches import Branch, TimmBranch
+from ...weights.files.tensors import check_values
+from ...weights.pretrained import fit_branch, read_source, timm_state
+from ..compilation import SharedDropPath, own_checkpointing
 
 __all__ = [
     "build_for_sharding",

@@ -18,7 +18,7 @@ from detectron2.utils.serialize import PicklableWrapper
 from PIL.Image import DecompressionBombError
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from ..seeding import mix_seed, seed_all
+from ...seeding import mix_seed, seed_all
 from .prefetch import Prefetcher
 from .workers import START_METHOD, preload, start_worker, surviving
 

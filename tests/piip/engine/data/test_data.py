@@ -18,7 +18,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ... import require
+from .... import require
 
 require.detectron2()
 
@@ -26,14 +26,14 @@ from detectron2.config import instantiate
 from detectron2.structures import BitMasks, Boxes, Instances
 from detectron2.utils.serialize import PicklableWrapper
 
-from piip.engine import prefetch
 from piip.engine.config import load_config
-from piip.engine.data import BatchSampler, TrainLoader
-from piip.engine.prefetch import Prefetcher, to_device
-from piip.engine.workers import DataError, surviving
+from piip.engine.data import prefetch
+from piip.engine.data.loader import BatchSampler, TrainLoader
+from piip.engine.data.prefetch import Prefetcher, to_device
+from piip.engine.data.workers import DataError, surviving
 from piip.seeding import mix_seed
 
-from ..tiny_config import QUICK_CONFIG
+from ...tiny_config import QUICK_CONFIG
 
 
 def take(sampler: BatchSampler, number: int) -> list[list[tuple[int, int]]]:

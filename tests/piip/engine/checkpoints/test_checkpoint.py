@@ -9,11 +9,11 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from ... import require
+from .... import require
 
 require.detectron2()
 
-from piip.engine.checkpoint import Checkpointer, read_metadata
+from piip.engine.checkpoints.checkpoint import Checkpointer, read_metadata
 
 
 def model(width: int = 3) -> nn.Sequential:

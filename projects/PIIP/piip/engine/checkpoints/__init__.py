@@ -1,0 +1,1 @@
+"""What writes checkpoints into the output folder, and what reads them."""

@@ -1,0 +1,1 @@
+"""All that knows of several processes: collectives, launchers, sharding, preemption."""
