@@ -62,7 +62,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     from piip.detection.predict import InstanceRenderer, skip_below
     from piip.engine.config import load_config
     from piip.engine.data.custom_data import follow_weights, use_own_data
-    from piip.engine.prediction.predict import Predictor, Predicts, Renderer, predict
+    from piip.engine.prediction.predict import Predictor, Predicts, predict
+    from piip.engine.renderer import Renderer
     from piip.segmentation.predict import SemanticRenderer
 
     cfg = load_config(args.config_file, args.opts)

@@ -72,7 +72,7 @@ class ClassPredictor:
 
 
 class ClassRenderer:
-    """Writes the likeliest classes into a picture; an `engine.predict.Renderer`.
+    """Writes the likeliest classes into a picture; an `engine.renderer.Renderer`.
 
     Args:
         names: of the classes.

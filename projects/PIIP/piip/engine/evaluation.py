@@ -83,11 +83,16 @@ class _Images:
             yield batch
 
 
-def evaluate(cfg: DictConfig, model: nn.Module) -> dict[str, dict[str, float]]:
+def evaluate(cfg: DictConfig, model: nn.Module, *, subfolder: str = "") -> dict[str, dict[str, float]]:
     """Run the config's evaluator on its test set, in its `train.eval_precision`, and log the results.
 
     Where the evaluator offers a `renderer()`, the model's output for `train.pictures` images, by default 4,
     is drawn into `predictions` in the output folder.
+
+    Args:
+        cfg: a LazyConfig.
+        model: on its device.
+        subfolder: of the output folder, for the files of this evaluation; "" for the output folder itself.
 
     Returns:
         Metrics by task, as the evaluator gives them; empty on all but the main process.
@@ -96,17 +101,21 @@ def evaluate(cfg: DictConfig, model: nn.Module) -> dict[str, dict[str, float]]:
         DataError: an image cannot be loaded, or a data worker died.
         Preempted: SIGTERM was received, see `piip.engine.distributed.preemption.watch`.
     """
-    loader, evaluator = instantiate(cfg.dataloader.test), instantiate(cfg.dataloader.evaluator)
+    loader, evaluation = instantiate(cfg.dataloader.test), cfg.dataloader.evaluator.copy()
+    if subfolder and evaluation.get("output_dir"):
+        evaluation.output_dir = str(Path(evaluation.output_dir, subfolder))
+    evaluator = instantiate(evaluation)
     if isinstance(model, nn.parallel.DistributedDataParallel):
         model = model.module
         for buffer in model.buffers():  # batch norms of several processes see different images in training
             torch.distributed.broadcast(buffer, src=0)
     evaluators = [evaluator]
     if comm.is_main_process() and hasattr(evaluator, "renderer"):
-        folder = Path(cfg.train.output_dir, "predictions")
+        folder = Path(cfg.train.output_dir, subfolder, "predictions")
         if has_event_storage():
             folder /= f"{get_event_storage().iter:07d}"
-        evaluators.append(Pictures(evaluator.renderer(), folder, len(loader), cfg.train.get("pictures", 4)))
+        number, tag = cfg.train.get("pictures", 4), str(Path(subfolder, "predictions"))
+        evaluators.append(Pictures(evaluator.renderer(), folder, len(loader), number, tag=tag))
     with unsharded(model), autocast(cfg.train.device, cfg.train.get("eval_precision", "float32")):
         model = with_tta(cfg, model)
         results: dict[str, dict[str, float]] = inference_on_dataset(model, _Images(loader), evaluators)
@@ -123,7 +132,7 @@ def evaluate_both(cfg: DictConfig, model: nn.Module, average: AverageWeights | N
     if average:
         _logger.info("evaluating the average of the weights")
         with average.swapped():
-            of_average = evaluate(cfg, model)
+            of_average = evaluate(cfg, model, subfolder="ema")
         if of_average:
             results = {**results, "ema": of_average}
     return results

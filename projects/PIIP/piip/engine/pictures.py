@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import cv2
 import numpy as np
@@ -12,8 +12,7 @@ from detectron2.data.detection_utils import read_image
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils.events import get_event_storage, has_event_storage
 
-if TYPE_CHECKING:
-    from .prediction.predict import Renderer
+from .renderer import Renderer, unused_name
 
 __all__ = ["Pictures"]
 
@@ -23,18 +22,23 @@ class Pictures(DatasetEvaluator):
 
     Args:
         renderer: draws them.
-        folder: for the pictures, which are named as their images; made if missing.
-        total: images that will come.
-        number: how many to draw, evenly spread.
+        folder: for the pictures, which are named as their images, numbered where a name comes twice; made if
+            missing.
+        total: number of images that will come.
+        number: of images to draw, evenly spread.
+        tag: what the writers show the pictures under.
     """
 
-    def __init__(self, renderer: Renderer, folder: Path, total: int, number: int) -> None:
-        self.renderer, self.folder = renderer, folder
+    def __init__(
+        self, renderer: Renderer, folder: Path, total: int, number: int, *, tag: str = "predictions"
+    ) -> None:
+        self.renderer, self.folder, self.tag = renderer, folder, tag
         self.chosen = set(np.linspace(0, total - 1, min(number, total)).astype(int).tolist())
         self.reset()
 
     def reset(self) -> None:
         self.seen = 0
+        self._names: set[str] = set()
 
     def process(self, inputs: Sequence[Mapping[str, Any]], outputs: Sequence[Any]) -> None:
         """Draw those of a batch that were chosen.
@@ -51,12 +55,12 @@ class Pictures(DatasetEvaluator):
         output = {key: value.to("cpu") for key, value in output.items()}
         drawn = self.renderer.draw(np.ascontiguousarray(read_image(file, format="BGR")), output)
         self.folder.mkdir(parents=True, exist_ok=True)
-        path = self.folder / f"{Path(file).stem}.jpg"
+        path = self.folder / unused_name(Path(file).stem, ".jpg", self._names)
         if not cv2.imwrite(str(path), drawn):
             raise OSError(f"cannot write {path}: check that the folder is writable, and the disk not full")
         if has_event_storage():
             picture = np.ascontiguousarray(drawn[:, :, ::-1].transpose(2, 0, 1))
-            get_event_storage().put_image(f"predictions/{Path(file).stem}", picture)
+            get_event_storage().put_image(f"{self.tag}/{path.stem}", picture)
 
     def evaluate(self) -> dict[str, Any]:
         """Nothing: pictures are for people."""

@@ -6,7 +6,10 @@ import json
 import logging
 import math
 from pathlib import Path
+from typing import cast
 
+import cv2
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -23,6 +26,8 @@ from piip.engine.logs.curves import draw, read_metrics
 from piip.engine.logs.monitoring import PartMetrics, Throughput
 from piip.engine.logs.writers import begin_metrics
 from piip.engine.parameter_groups import part_namer
+from piip.engine.pictures import Pictures
+from piip.engine.renderer import Renderer
 from piip.engine.train import build_model, train
 from piip.engine.trainer import Trainer
 
@@ -74,6 +79,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, float
             patch,
             "train.log=wandb",
             "train.pictures=2",
+            "train.ema_decay=0.5",
             "train.eval_period=2",
             "train.log_period=2",
         )
@@ -101,13 +107,35 @@ def test_metrics_by_part(run: tuple[Path, dict[str, float]]) -> None:
     assert 100 < history["memory_mb"][3] < 20_000
 
 
-def test_pictures_of_every_evaluation(run: tuple[Path, dict[str, float]]) -> None:
-    pictures = sorted(
-        path.relative_to(run[0] / "predictions") for path in run[0].rglob("predictions/*/*.jpg")
+def test_files_of_every_evaluation(run: tuple[Path, dict[str, float]]) -> None:
+    """Pictures of the same images each time, apart for the average of the weights, as are its detections."""
+    for folder in (run[0], run[0] / "ema"):
+        pictures = [path.relative_to(folder / "predictions") for path in folder.glob("predictions/*/*.jpg")]
+        assert len(pictures) == 4
+        assert {path.parts[0] for path in pictures} == {"0000001", "0000004"}
+        assert len({path.parts[1] for path in pictures}) == 2
+    plain, average = (
+        json.loads((run[0] / f / "coco_instances_results.json").read_text()) for f in ("", "ema")
     )
-    assert len(pictures) == 4
-    assert {path.parts[0] for path in pictures} == {"0000001", "0000004"}
-    assert len({path.parts[1] for path in pictures}) == 2  # the same images each time
+    assert plain and average and plain != average
+
+
+class _Blank:
+    def draw(self, image: np.ndarray, output: object) -> np.ndarray:
+        return image
+
+
+def test_pictures_of_one_name(tmp_path: Path) -> None:
+    """Images in two folders: neither picture overwrites the other, and each evaluation names them alike."""
+    for folder in "ab":
+        (tmp_path / folder).mkdir()
+        cv2.imwrite(str(tmp_path / folder / "same.png"), np.zeros((8, 8, 3), np.uint8))
+    inputs = [{"file_name": str(tmp_path / folder / "same.png")} for folder in "ab"]
+    pictures = Pictures(cast(Renderer, _Blank()), tmp_path / "out", total=2, number=2)
+    for _ in range(2):
+        pictures.reset()
+        pictures.process(inputs, [{}, {}])
+        assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["same-2.jpg", "same.jpg"]
 
 
 def test_tensorboard_and_wandb_have_it_all(run: tuple[Path, dict[str, float]]) -> None:
@@ -116,7 +144,7 @@ def test_tensorboard_and_wandb_have_it_all(run: tuple[Path, dict[str, float]]) -
     events = EventAccumulator(str(run[0]), size_guidance={"images": 0}).Reload()
     scalars = set(read_metrics(run[0])) - {"eta_seconds"}
     assert scalars <= set(events.Tags()["scalars"])
-    assert len(events.Tags()["images"]) == 2
+    assert len(events.Tags()["images"]) == 4
     (record,) = run[0].glob("wandb/offline-run-*/run-*.wandb")
     content = record.read_bytes()
     assert all(name.encode() in content for name in ("grad_norm/branch1", "predictions/", "bbox/AP50"))

@@ -25,6 +25,7 @@ from ...numerics import autocast
 from ..checkpoints.checkpoint import METADATA, Checkpointer
 from ..evaluation import with_tta
 from ..model import build_model, for_prediction
+from ..renderer import Renderer, unused_name
 from .sinks import JsonWriter, VideoWriter
 from .sources import (
     Frame,
@@ -44,7 +45,6 @@ __all__ = [
     "Image",
     "Predictor",
     "Predicts",
-    "Renderer",
     "Report",
     "UnreadableFileError",
     "expand_inputs",
@@ -62,22 +62,6 @@ _DRAWN_BEHIND = 2  # pictures that wait to be drawn while the model goes on
 
 LARGEST_PICTURE = 12_000_000
 """Pixels drawn: drawing takes some hundred bytes a pixel."""
-
-
-class Renderer(Protocol):
-    """What a task makes of a model's output for one image."""
-
-    def output_size(self, height: int, width: int) -> tuple[int, int]:
-        """Height and width at which the model should answer for an image of this size."""
-
-    def records(self, output: Any, image_id: int) -> list[dict[str, Any]]:
-        """Entries of `predictions.json`."""
-
-    def draw(self, image: Image, output: Any) -> Image:
-        """The image with the output drawn on it, of the same size."""
-
-    def save(self, output: Any, picture: Path, size: tuple[int, int]) -> None:
-        """Write what belongs beside the picture drawn, if anything, for an image of that height and width."""
 
 
 class Predicts(Protocol):
@@ -226,12 +210,7 @@ class _Results:
     def _target(self, source: Path | str, suffix: str) -> Path:
         """A file in the output folder named after the source, numbered where the name is taken."""
         stem = f"camera-{source}" if str(source).isdecimal() else Path(source).stem
-        name, number = f"{stem}{suffix}", 1
-        while name in self._names:
-            number += 1
-            name = f"{stem}-{number}{suffix}"
-        self._names.add(name)
-        return self.output / name
+        return self.output / unused_name(stem, suffix, self._names)
 
     def _write(self, frame: Frame, output: dict[str, Any], image_id: int) -> None:
         origin: dict[str, Any] = {"file_name": str(frame.source)}

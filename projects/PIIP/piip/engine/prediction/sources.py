@@ -13,9 +13,10 @@ from typing import TypeVar
 
 import cv2
 import numpy as np
-import numpy.typing as npt
 from detectron2.data.detection_utils import read_image
 from PIL.Image import DecompressionBombError
+
+from ..renderer import Image
 
 __all__ = [
     "IMAGE_SUFFIXES",
@@ -32,9 +33,6 @@ __all__ = [
     "read_files",
     "read_image_file",
 ]
-
-Image = npt.NDArray[np.uint8]
-"""(H, W, 3), BGR."""
 
 IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 VIDEO_SUFFIXES = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm"})
