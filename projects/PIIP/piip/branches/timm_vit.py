@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any, cast
@@ -118,7 +119,7 @@ class TimmBranch(Branch):
         if any(size is not None and size < 1 for size in self.window_sizes):
             raise ValueError(f"window size {window_size} is not a number of tokens: expected >= 1, or None")
         self.num_prefix_tokens = int(getattr(self.model, "num_prefix_tokens", 0))
-        self._rotary: dict[tuple[int, int, torch.device], Tensor] = {}
+        self._rotary: OrderedDict[tuple[int, int, torch.device], Tensor] = OrderedDict()
 
     @property
     def blocks(self) -> nn.ModuleList:  # type: ignore[override]
@@ -168,12 +169,14 @@ class TimmBranch(Branch):
         if learned or random or torch.compiler.is_compiling():
             return rope.get_embed(shape=[height, width])
         key = height, width, next(self.model.parameters()).device
-        if key not in self._rotary:
-            if len(self._rotary) >= _MAX_ROTARY_TABLES:
-                self._rotary.clear()
+        table = self._rotary.pop(key, None)
+        if table is None:
             with torch.inference_mode(False), torch.no_grad():  # training may use the table, too
-                self._rotary[key] = rope.get_embed(shape=[height, width])
-        return self._rotary[key]
+                table = rope.get_embed(shape=[height, width])
+        self._rotary[key] = table
+        if len(self._rotary) > _MAX_ROTARY_TABLES:
+            self._rotary.popitem(last=False)  # the least recently used
+        return table
 
     def _split(self, tokens: Tensor, height: int, width: int) -> tuple[Tensor, Tensor | None]:
         """The map ``(B, h, w, C)`` and the prefix tokens ``(B, P, C)`` of a row of both."""
