@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
 import torch
 
 from .. import require
-from ..shared_data import golden, need
+from ..shared_data import golden, key_list
 
 require.detectron2()
 
@@ -78,7 +77,7 @@ def test_the_smallest_model_sees_the_crop_enlarged() -> None:
 def test_published_names() -> None:
     """Those of the backbone without projections and norms, and of the heads, all of them."""
     name = "2branch__mask_rcnn_internvit_h6b_1024_512_fpn_1x_coco_bs16_ms_speedup"
-    content = json.loads((need("keys") / f"{name}.json").read_text())
+    content = key_list("keys", name)
     backbone = {f"backbone.{key}" for key in content["keys"]}
     heads = set(golden("fixtures/segmentation", "upernet_tiny").group("state"))
     with torch.device("meta"):

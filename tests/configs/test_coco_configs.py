@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from .. import require
-from ..shared_data import names, need
+from ..shared_data import key_list, key_lists
 
 require.detectron2()
 
@@ -91,11 +91,9 @@ def test_schedule() -> None:
 
 
 def published_counts(pattern: str) -> dict[str, int]:
-    import json
 
-    folder = need("keys")
-    (name,) = [name for name in names("keys") if re.search(pattern, name)]
-    return json.loads((folder / f"{name}.json").read_text())["params_by_part"]
+    (name,) = [name for name in key_lists("keys") if re.search(pattern, name)]
+    return key_list("keys", name)["params_by_part"]
 
 
 @pytest.mark.parametrize(
@@ -106,7 +104,6 @@ def published_counts(pattern: str) -> dict[str, int]:
     ],
 )
 def test_parameter_counts(config: str, keys: str) -> None:
-    need("keys")
     with torch.device("meta"):
         backbone = instantiate(load(config).model.backbone)
     bottom_up = backbone.bottom_up

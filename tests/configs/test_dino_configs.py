@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
 import torch
 
 from .. import require
-from ..shared_data import names, need
+from ..shared_data import key_list, key_lists
 
 require.detectron2()
 
@@ -31,9 +30,8 @@ CASES = {  # config: what the released counter gives, epochs, steps, long and sh
 def test_released_tensors(config: str) -> None:
     """Names and shapes of the whole backbone; neck and head have the 309 tensors that DINO has."""
     sizes = config.removeprefix("dino_piip_").rpartition("_")[0]
-    folder = need("keys")
-    (name,) = [name for name in names("keys") if "dino" in name and f"{sizes}_fpn" in name]
-    released = json.loads((folder / f"{name}.json").read_text())["keys"]
+    (name,) = [name for name in key_lists("keys") if "dino" in name and f"{sizes}_fpn" in name]
+    released = key_list("keys", name)["keys"]
     with torch.device("meta"):
         model = instantiate(LazyConfig.load(str(FOLDER / f"{config}.py")).model)
     official = to_official_dino_detector(model.state_dict())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
 
 from .. import require
-from ..shared_data import need
+from ..shared_data import key_list
 
 require.detectron2()
 
@@ -60,7 +59,7 @@ def test_wrong_rows_are_found() -> None:
 @pytest.mark.parametrize("row", [row for row in CLASSIFIERS if row.released], ids=lambda row: row.config)
 def test_released_weights_fit(row: PublishedClassifier) -> None:
     """Every name and shape of a released classifier is one of its config's model, and none is left over."""
-    listed = json.loads((need("keys_tasks") / f"classification__{row.released}.json").read_text())["keys"]
+    listed = key_list("keys_tasks", f"classification__{row.released}")["keys"]
     released = convert_classifier({key: torch.empty(shape, device="meta") for key, shape in listed.items()})
     with build_on_meta():
         model = instantiate(load_config(str(FOLDER / f"{row.config}.py")).model)

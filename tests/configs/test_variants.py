@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ import pytest
 import torch
 
 from .. import require
-from ..shared_data import need
+from ..shared_data import key_list
 
 require.detectron2()
 
@@ -72,7 +71,7 @@ def facts(piip: PIIP) -> dict[str, Any]:
 
 @pytest.mark.parametrize(("name", "keys"), VARIANTS.items(), ids=VARIANTS)
 def test_is_the_published_model(name: str, keys: str) -> None:
-    published = json.loads((need("keys") / f"{keys}.json").read_text())
+    published = key_list("keys", keys)
     with torch.device("meta"):
         bottom_up = instantiate(load(name).model.backbone).bottom_up
         expected = build_backbone(published["backbone_config"], replicate_branch4_bug=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 
 import pytest
@@ -11,10 +10,10 @@ from torch import Tensor
 
 from piip.official import build_classifier, convert_classifier, to_official_classifier
 
-from ...shared_data import Golden, golden, names, need
+from ...shared_data import Golden, golden, key_list, key_lists, names
 
 CASES = names("fixtures/classification")
-RELEASED = [name for name in names("keys_tasks") if name.startswith("classification__piip")]
+RELEASED = [name for name in key_lists("keys_tasks") if name.startswith("classification__piip")]
 
 
 def tolerance(reference: Tensor) -> float:
@@ -87,7 +86,7 @@ def test_names_go_back(name: str) -> None:
 @pytest.mark.parametrize("name", RELEASED)
 def test_released_key_lists_load_whole(name: str) -> None:
     """Every name and shape of a released classifier finds its place, and none is left over."""
-    released = json.loads((need("keys_tasks") / f"{name}.json").read_text())
+    released = key_list("keys_tasks", name)
     state = {key: torch.empty(shape, device="meta") for key, shape in released["keys"].items()}
     converted = convert_classifier(state)
     letters = name.removeprefix("classification__piip_3branch_").split("_")[0]

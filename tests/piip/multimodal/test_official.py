@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from functools import cache
 from typing import Any
 
@@ -23,7 +22,7 @@ from piip.official import (
 from piip.weights.multimodal_zoo import RELEASED, ReleasedLlava, published_model
 from piip_ops import deform_cross_attn
 
-from ...shared_data import Golden, golden, need
+from ...shared_data import Golden, golden, key_list
 
 CASES = ["a1_llava_2branch_v1", "a2_llava_2branch_mix"]
 
@@ -95,7 +94,7 @@ def shapes_of_tower(
 @pytest.mark.parametrize("released", RELEASED, ids=lambda released: released.name)
 def test_released_key_lists_load_whole(released: ReleasedLlava) -> None:
     """Every name and shape of a released tower and projector finds its place, and none is left over."""
-    published = json.loads((need("keys_tasks") / f"llava__{released.name}.json").read_text())
+    published = key_list("keys_tasks", f"llava__{released.name}")
     tower = shapes_of_tower(released.branches, released.image_sizes, released.num_interactions)
     with torch.device("meta"):
         projector = build_projector(published_model(released), published["llm_hidden_size"]).state_dict()

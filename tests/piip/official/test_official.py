@@ -2,29 +2,22 @@
 
 from __future__ import annotations
 
-import json
-from typing import Any
-
 import pytest
 import torch
 from torch import Tensor
 
 from piip.official import build_backbone, convert_backbone, to_official_backbone
 
-from ...shared_data import golden, names, need
+from ...shared_data import golden, key_list, key_lists, names
 
-KEYS = names("keys") or ["absent"]
+KEYS = key_lists("keys")
 BEIT = "3branch__mask_rcnn_beit_sbl_1568_1120_672_fpn_1x_coco_bs16"
-
-
-def key_list(name: str) -> dict[str, Any]:
-    return json.loads((need("keys") / f"{name}.json").read_text())
 
 
 @pytest.mark.parametrize("name", KEYS)
 def test_key_lists(name: str) -> None:
     """Every tensor of the published model has its place, and there is no other; parts count as published."""
-    keys = key_list(name)
+    keys = key_list("keys", name)
     with torch.device("meta"):
         state = {key: torch.empty(shape) for key, shape in keys["keys"].items()}
         model = build_backbone(keys["backbone_config"], replicate_branch4_bug=True)
@@ -50,7 +43,9 @@ def test_key_lists(name: str) -> None:
 
 def test_branch4() -> None:
     """The released four-branch detectors have a second S where their configuration says T."""
-    config = key_list("4branch__mask_rcnn_deit_tsbl_1568_1120_672_448_fpn_1x_coco_bs16")["backbone_config"]
+    config = key_list("keys", "4branch__mask_rcnn_deit_tsbl_1568_1120_672_448_fpn_1x_coco_bs16")[
+        "backbone_config"
+    ]
     with torch.device("meta"):
         assert build_backbone(config).piip.branches[3].embed_dim == 192
         released = build_backbone(config, replicate_branch4_bug=True)
@@ -78,7 +73,7 @@ def published_index(size: int) -> Tensor:
 @pytest.fixture
 def beit_state() -> dict[str, Tensor]:
     """One published BEiT block of window 28, with everything else of its detector on the meta device."""
-    shapes = key_list(BEIT)["keys"]
+    shapes = key_list("keys", BEIT)["keys"]
     state = {key: torch.empty(shape, device="meta") for key, shape in shapes.items()}
     for key in shapes:
         if key.endswith("relative_position_index"):
@@ -111,7 +106,7 @@ def test_one_tensor_under_two_names_is_refused(state: dict[str, Tensor]) -> None
         convert_backbone(state)
 
 
-@pytest.mark.parametrize("name", names("fixtures/backbone") or ["a2_piip3_deform_grads"])
+@pytest.mark.parametrize("name", names("fixtures/backbone"))
 def test_round_trip_of_golden_states(name: str) -> None:
     state = golden("fixtures/backbone", name).group("state")
     published = to_official_backbone(convert_backbone(state))
