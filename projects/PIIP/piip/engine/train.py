@@ -9,7 +9,6 @@ import argparse
 import logging
 import os
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 from detectron2.config import instantiate
@@ -152,9 +151,9 @@ def train(cfg: DictConfig, *, resume: bool = False, restartable: ClassShapes | N
 def _save_unless_saved(checkpointer: Checkpointer, trainer: Trainer) -> None:
     """Save a run between two steps, where it has made any."""
     done = trainer.completed
-    name, saved = f"model_{done:07d}", Path(checkpointer.get_checkpoint_file()).stem
-    over = done == trainer.max_iter - 1 and saved == "model_final"
-    if done >= trainer.start_iter and saved != name and not over:
+    name = f"model_{done:07d}"
+    over = done == trainer.max_iter - 1 and checkpointer.saved == "model_final"
+    if done >= trainer.start_iter and checkpointer.saved != name and not over:
         trainer.iter = done
         checkpointer.save(name, iteration=done)
         if isinstance(checkpointer, ShardedCheckpointer):

@@ -78,7 +78,10 @@ class Checkpointer(DetectionCheckpointer):
         metadata: names and ids of the classes, written into every checkpoint; empty to write none.
         restartable: parameters that stay as the model has them where a checkpoint knows other classes, or
             holds them for another number of classes.
+        saved: name of the last checkpoint that this object wrote.
     """
+
+    saved = ""
 
     def __init__(
         self,
@@ -143,6 +146,7 @@ class Checkpointer(DetectionCheckpointer):
         content |= {METADATA: self.metadata} if self.metadata else {}
         write_file(content | kwargs, target)
         self.tag_last_checkpoint(target.name)
+        self.saved = name
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         """Name the file that a resumed run continues from."""

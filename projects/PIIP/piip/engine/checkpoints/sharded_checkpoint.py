@@ -11,7 +11,7 @@ import json
 import logging
 import shutil
 from collections.abc import Mapping
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
 from torch.distributed.tensor import DTensor
 
+from ...weights.files.atomic import PARTIAL
 from ...weights.files.tensors import read_file
 from ..distributed.sharding import fill, scalar_names
 from .checkpoint import METADATA, Checkpointer, differences
@@ -39,10 +40,16 @@ def is_sharded_checkpoint(path: str | Path) -> bool:
     return (Path(path) / ".metadata").is_file()
 
 
+def _hidden(folder: Path) -> Path:
+    """Where what belongs into a folder is, while that is not whole; `remove_partial` clears it away."""
+    return folder.with_name(f".{folder.name}{PARTIAL}")
+
+
 class ShardedCheckpointer(Checkpointer):
     """Saves and resumes a training under FSDP; starts from files as :class:`Checkpointer` does.
 
-    All processes must call its methods. Saving copies to main memory and returns; a thread writes.
+    All processes must call its methods. Saving copies to main memory and returns; a thread writes aside, and
+    what is whole takes its name.
     """
 
     def __init__(
@@ -51,12 +58,19 @@ class ShardedCheckpointer(Checkpointer):
         """
         Args:
             model, save_dir, options: see :class:`Checkpointer`; "trainer" is among them.
-            max_to_keep: folders to keep, the last ones and the final one.
+            max_to_keep: numbered folders to keep, those of before a resumption included; None for all.
+
+        Raises:
+            ValueError: `max_to_keep` is below 1.
         """
+        if max_to_keep is not None and max_to_keep < 1:
+            raise ValueError(
+                f"train.checkpointer.max_to_keep is {max_to_keep}: use at least 1, or None for all"
+            )
         super().__init__(model, save_dir, **options)
         self.max_to_keep = max_to_keep
-        self.kept: list[Path] = []
         self.pending: Future[Any] | None = None
+        self.thread = ThreadPoolExecutor(1, "checkpoint")
         # the thread's own: training goes on in the others
         self.group: Any = dist.new_group(backend="gloo")
 
@@ -68,8 +82,11 @@ class ShardedCheckpointer(Checkpointer):
             OSError: the one before could not be written.
         """
         self.wait()
-        self._check_finite(name)
         folder = Path(self.save_dir) / name
+        aside = _hidden(folder)
+        if comm.is_main_process():
+            shutil.rmtree(aside, ignore_errors=True)  # what a failure left
+        self._check_finite(name)  # all processes meet there
         trainer = dict(self.checkpointables["trainer"].state_dict())
         del trainer["optimizer"]  # in terms of places; kept by name instead
         progress = {**kwargs, METADATA: self.metadata, "trainer": trainer}
@@ -79,11 +96,11 @@ class ShardedCheckpointer(Checkpointer):
             _SCALARS: json.dumps(scalar_names(self.model)),
         }
         self.logger.info(f"Saving checkpoint to {folder}")
-        pending = dcp.async_save(state, checkpoint_id=folder, process_group=self.group)
+        pending = dcp.async_save(state, checkpoint_id=aside, process_group=self.group)
         assert isinstance(pending, Future)
-        self.pending = pending
+        self.pending, self.saved = pending, name
         if comm.is_main_process():
-            pending.add_done_callback(lambda done: self._written(folder, done))
+            self.pending = self.thread.submit(self._finish, pending, aside, folder)
 
     def _tensors(self) -> dict[str, Any]:
         trainer = self.checkpointables["trainer"]
@@ -107,18 +124,26 @@ class ShardedCheckpointer(Checkpointer):
                 f"the last good checkpoint is {self.get_checkpoint_file() or 'none'}"
             )
 
-    def _written(self, folder: Path, done: Future[Any]) -> None:
-        """In the main process, once all have written: the folder is the last one, and the oldest goes."""
-        if done.exception() is not None:
-            return  # `wait` raises it
+    def _finish(self, pending: Future[Any], aside: Path, folder: Path) -> None:
+        """In the main process, once all have written: name the last checkpoint, remove the oldest."""
+        pending.result()
+        replaced = _hidden(folder.with_name(f"{folder.name}.replaced"))
+        shutil.rmtree(replaced, ignore_errors=True)
+        if folder.exists():
+            folder.rename(replaced)
+        aside.rename(folder)
         self.tag_last_checkpoint(folder.name)
-        if not folder.name.endswith("_final"):
-            self.kept.append(folder)
-            while self.max_to_keep is not None and len(self.kept) > self.max_to_keep:
-                shutil.rmtree(self.kept.pop(0), ignore_errors=True)
+        shutil.rmtree(replaced, ignore_errors=True)
+        prefix, _, number = folder.name.rpartition("_")
+        if self.max_to_keep and number.isdigit():
+            # later ones are of another run, which began in the same output folder
+            numbered = sorted(folder.parent.glob(f"{prefix}_" + "[0-9]" * 7))
+            whole = [path for path in numbered if path <= folder and is_sharded_checkpoint(path)]
+            for old in whole[: -self.max_to_keep]:
+                shutil.rmtree(old, ignore_errors=True)
 
     def wait(self) -> None:
-        """Return once what was saved is written.
+        """Return once what was saved is written; in the main process, once `last_checkpoint` names it.
 
         Raises:
             OSError: it could not be.
@@ -128,7 +153,7 @@ class ShardedCheckpointer(Checkpointer):
         pending, self.pending = self.pending, None
         try:
             pending.result()
-        except Exception as error:  # whatever went wrong, in whichever process: PyTorch wraps it
+        except (dcp.CheckpointException, OSError) as error:  # PyTorch's is no `Exception`
             reason = " ".join(str(error).split())[-300:]
             raise OSError(f"the last checkpoint in {self.save_dir} could not be written: {reason}") from error
 

@@ -11,7 +11,7 @@ from typing import Any
 
 __all__ = ["atomic", "remove_partial"]
 
-_SUFFIX = ".part"
+PARTIAL = ".part"
 
 
 class _PartialFile:
@@ -49,7 +49,7 @@ def atomic(path: str | os.PathLike[str]) -> Iterator[Any]:
         OSError: the disk is full or refuses; the old file is unchanged.
     """
     path = Path(path)
-    partial = path.with_name(f".{path.name}.{os.getpid()}{_SUFFIX}")
+    partial = path.with_name(f".{path.name}.{os.getpid()}{PARTIAL}")
     file = _PartialFile(partial)
     try:
         try:
@@ -83,12 +83,15 @@ def _synchronise_folder(folder: Path) -> None:
 
 
 def remove_partial(folder: str | os.PathLike[str]) -> list[Path]:
-    """Remove the temporary files that killed processes left in a folder; nobody may be writing there.
+    """Remove the temporary files and folders that killed processes left; nobody may be writing there.
 
     Returns:
-        The files removed.
+        What was removed.
     """
-    left = sorted(Path(folder).glob(f".*{_SUFFIX}"))
-    for file in left:
-        file.unlink(missing_ok=True)
+    left = sorted(Path(folder).glob(f".*{PARTIAL}"))
+    for path in left:
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
     return left
