@@ -12,9 +12,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from piip.engine.command_line import argument_parser, tool
-from piip.flops import FORMATS, build_on_meta, format_report, format_rows
-from piip.flops.llava_table import reproduce_llava
-from piip.flops.tables import TABLES, reproduce
 
 EPILOG = """
 One multiply-add is one FLOP. Nothing is computed: no weights, data or GPU are needed.
@@ -55,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--config-file", metavar="CONFIG", help="LazyConfig of a detector")
     what.add_argument(
-        "--reproduce", metavar="TABLE", help=f"a published table: {', '.join((*TABLES, LLAVA))}"
+        "--reproduce", metavar="TABLE", help="a published table, such as main; an unknown name lists them"
     )
     parser.add_argument("--accounting", default="actual", help="actual (default) or published")
     parser.add_argument("--input-size", nargs=2, type=int, metavar=("HEIGHT", "WIDTH"), help="in pixels")
@@ -63,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--resolutions", help="image size of each branch, smallest model first: 1568/1120/672"
     )
     parser.add_argument("--branches", help="other models, by the paper's letters, smallest first: tsb")
-    parser.add_argument("--format", choices=FORMATS, default="table")
+    parser.add_argument("--format", choices=["table", "markdown", "csv", "json"], default="table")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the config")
     args = parser.parse_args(argv)
     print(table(args) if args.reproduce else report(args))
@@ -71,7 +68,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def report(args: argparse.Namespace) -> str:
     """The cost of a config's detector as text."""
-    # imported here because the published tables need no Detectron2
+    # imported here: --help needs none of it, and the published tables no Detectron2
+    from piip.flops import build_on_meta, format_report
     from piip.measure.cost import detector_cost, load_detector
 
     with build_on_meta():
@@ -87,8 +85,14 @@ def report(args: argparse.Namespace) -> str:
 
 def table(args: argparse.Namespace) -> str:
     """A published table, reproduced, as text."""
+    from piip.flops import format_rows
+    from piip.flops.llava_table import reproduce_llava
+    from piip.flops.tables import TABLES, reproduce
+
     rows = []
     of_towers = args.reproduce == LLAVA
+    if not of_towers and args.reproduce not in TABLES:
+        raise ValueError(f"unknown table '{args.reproduce}': expected one of {', '.join((*TABLES, LLAVA))}")
     for row in reproduce_llava() if of_towers else reproduce(args.reproduce):
         print(f"counted {row['model']} {row['resolution']}", file=sys.stderr)
         rows.append(row)

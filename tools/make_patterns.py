@@ -3,17 +3,13 @@
 
 from collections.abc import Sequence
 
-from piip.engine.command_line import argument_parser, tool
+from piip.engine.command_line import argument_parser, dataset_root, tool
+from piip.quick.command_line import add_split_options
 
 
 @tool
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line."""
-    from piip.engine.data.loader import dataset_root
-    from piip.quick.command_line import add_split_options
-    from piip.quick.drawing import CLASSES
-    from piip.quick.patterns import write_split
-
     parser = argument_parser(description="Write a small data set of drawn shapes, a folder a class.")
     add_split_options(
         parser,
@@ -23,6 +19,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         image_size=96,
     )
     args = parser.parse_args(argv)
+
+    # imported here: --help needs none of it
+    from piip.quick.drawing import CLASSES
+    from piip.quick.patterns import write_split
+
     for split, number in (("train", args.train_images), ("val", args.val_images)):
         folder = write_split(args.output, split, number, args.image_size, args.seed)
         print(f"{number} images of {len(CLASSES)} classes, {args.image_size} px: {folder}")

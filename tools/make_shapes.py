@@ -3,16 +3,13 @@
 
 from collections.abc import Sequence
 
-from piip.engine.command_line import argument_parser, tool
+from piip.engine.command_line import argument_parser, dataset_root, tool
+from piip.quick.command_line import add_split_options
 
 
 @tool
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line."""
-    from piip.engine.data.loader import dataset_root
-    from piip.quick.command_line import add_split_options
-    from piip.quick.shapes import write_split
-
     parser = argument_parser(description="Write a small COCO-format dataset of drawn shapes.")
     add_split_options(
         parser,
@@ -22,6 +19,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         image_size=128,
     )
     args = parser.parse_args(argv)
+
+    # imported here: --help needs none of it
+    from piip.quick.shapes import write_split
+
     for split, number in (("train", args.train_images), ("val", args.val_images)):
         path = write_split(args.output, split, number, args.image_size, args.seed)
         print(f"{number} images of {args.image_size} px: {path}")

@@ -9,8 +9,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from piip.engine.command_line import argument_parser, tool
-from piip.weights import classification_zoo, multimodal_zoo, segmentation_zoo
-from piip.weights.model_zoo import RELEASED, markdown_table
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 
@@ -20,7 +18,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Print the table, or the check's findings; status 1 where a row is wrong."""
     parser = argument_parser(description="Lists the published models as Markdown tables.")
     parser.add_argument("--check", action="store_true", help="build each config and compare it with its row")
-    if not parser.parse_args(argv).check:
+    args = parser.parse_args(argv)
+
+    # imported here: --help needs none of it
+    from piip.weights import classification_zoo, multimodal_zoo, segmentation_zoo
+    from piip.weights.model_zoo import RELEASED, markdown_table
+
+    if not args.check:
         zoos = (segmentation_zoo, classification_zoo, multimodal_zoo)
         print("\n\n".join([markdown_table(), *(zoo.markdown_table() for zoo in zoos)]))
         return 0

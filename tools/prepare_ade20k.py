@@ -8,18 +8,12 @@ where classes are 0 to 149 and 255 is ignored.
 from collections.abc import Sequence
 from pathlib import Path
 
-from piip.engine.command_line import argument_parser, tool
+from piip.engine.command_line import argument_parser, dataset_root, tool
 
 
 @tool
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line."""
-    import numpy as np
-    from PIL import Image
-    from tqdm import tqdm
-
-    from piip.engine.data.loader import dataset_root
-
     parser = argument_parser(description="Make ADE20K's label maps as Detectron2 registers them.")
     parser.add_argument(
         "--root",
@@ -28,6 +22,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         help="folder of the unpacked ADEChallengeData2016.zip (default: %(default)s)",
     )
     root = parser.parse_args(argv).root
+
+    # imported here: --help needs none of it
+    import numpy as np
+    from PIL import Image
+    from tqdm import tqdm
+
     for split in ("training", "validation"):
         source, target = root / "annotations" / split, root / "annotations_detectron2" / split
         files = sorted(source.glob("*.png")) if source.is_dir() else []

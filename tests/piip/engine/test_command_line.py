@@ -11,9 +11,12 @@ import struct
 import subprocess
 import sys
 import termios
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 from ... import require
 
@@ -52,6 +55,20 @@ for path in sys.argv[1:]:
     said[path] = out.getvalue()
 print(json.dumps(said))
 """
+
+
+QUICK_TO_EXPLAIN = [path for path in TOOLS if path.stem not in {"benchmark", "cost_tables", "crash_trials"}]
+
+
+def test_help_imports_little() -> None:
+    """Help comes within a second: what users call imports neither PyTorch nor Detectron2 for it."""
+    count = (
+        f"{EXPLAIN}print(sorted({{'torch', 'detectron2', 'numpy'}} & sys.modules.keys()), file=sys.stderr)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", count, *map(str, QUICK_TO_EXPLAIN)], capture_output=True, text=True
+    )
+    assert done.stderr == "[]\n"
 
 
 def test_help() -> None:
@@ -151,13 +168,60 @@ def test_what_is_not_installed(capsys: pytest.CaptureFixture[str]) -> None:
     assert shown.startswith("error: detectron2.config is not installed: ") and "piip[detection]" in shown
 
 
-def test_mistakes_in_the_program_are_not_hidden() -> None:
+def _type_error() -> None:
+    raise TypeError("a bug")
+
+
+@pytest.mark.parametrize(
+    ("fault", "kind"),
+    [
+        (_type_error, TypeError),
+        (lambda: {}[3], KeyError),
+        (lambda: [][3], IndexError),
+        (lambda: int("x"), ValueError),
+        (lambda: np.zeros(2) + np.zeros(3), ValueError),
+        (lambda: torch.optim.SGD([torch.zeros(1)], lr=-1.0), ValueError),  # raised by a library's statement
+    ],
+)
+def test_faults_of_the_program_are_not_hidden(
+    fault: Callable[[], object], kind: type[Exception], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They keep their traceback, and ask to be reported: a KeyError would be "error: 3"."""
+
     @tool
     def main(argv: object = None) -> None:
-        raise TypeError("a bug")
+        fault()
 
-    with pytest.raises(TypeError):
+    with pytest.raises(kind):
         main([])
+    assert "please open an issue" in capsys.readouterr().err
+
+
+def test_errors_of_the_machine(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    @tool
+    def main(argv: object = None) -> None:
+        (tmp_path / "none").read_text()
+
+    with pytest.raises(SystemExit, match="2"):
+        main([])
+    assert capsys.readouterr().err.endswith("none'\n")
+
+
+def test_a_reader_that_has_enough(tmp_path: Path) -> None:
+    """`tool | head -1`: nothing on stderr, of help as of a long output."""
+    long = tmp_path / "long.py"
+    long.write_text(
+        "from piip.engine.command_line import tool\n@tool\ndef main(argv=None):\n"
+        "    for number in range(100_000): print(number)\nmain()\n"
+    )
+    for command in ([str(REPOSITORY / "tools/demo.py"), "--help"], [str(long)]):
+        with subprocess.Popen(
+            [sys.executable, *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        ) as process:
+            assert process.stdout is not None and process.stderr is not None
+            process.stdout.close()
+            assert process.stderr.read() == b""
+        assert process.returncode in (0, 141)  # argparse itself passes over an unbuffered one
 
 
 def test_in_worker_processes(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from ..detection.data import register_coco
-from ..engine.data.loader import dataset_root
+from ..engine.command_line import dataset_root
 from ..segmentation.data import register_folders
 from .drawing import CLASSES, Image, Mask, background, coverage_of, texture
 

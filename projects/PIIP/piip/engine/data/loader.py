@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
-import os
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import detectron2.data
@@ -23,12 +21,6 @@ from .prefetch import Prefetcher
 from .workers import START_METHOD, preload, start_worker, surviving
 
 _logger = logging.getLogger("detectron2.piip")
-
-
-def dataset_root() -> Path:
-    """Where datasets are: `DETECTRON2_DATASETS`, or `datasets` in the working folder, as in Detectron2."""
-    return Path(os.environ.get("DETECTRON2_DATASETS", "datasets"))
-
 
 Draw = tuple[int, int]
 """Index into the dataset, and the number of this draw since training began (over all ranks)."""

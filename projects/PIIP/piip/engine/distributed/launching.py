@@ -12,12 +12,24 @@ from detectron2.engine import launch
 from detectron2.engine.launch import DEFAULT_TIMEOUT
 from detectron2.utils import comm
 
+from ..command_line import UserError, is_for_users, user_error
+
 __all__ = ["restarted", "start"]
 
 
 def restarted() -> bool:
     """Whether torchrun has restarted this process after a failure: what ran before it left checkpoints."""
     return dist.is_torchelastic_launched() and int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
+
+
+def _for_another_process(main: Callable[..., None], args: Any) -> None:
+    """Run `main(args)`; the process that waits gets a text only, and has to know whom an error is for."""
+    try:
+        main(args)
+    except Exception as error:
+        if is_for_users(error):
+            raise UserError(user_error(error).removeprefix("error: ")) from error
+        raise
 
 
 def start(main: Callable[..., None], args: Any) -> None:
@@ -31,13 +43,14 @@ def start(main: Callable[..., None], args: Any) -> None:
             processes.
     """
     if not dist.is_torchelastic_launched():
+        several = args.num_gpus * args.num_machines > 1
         launch(
-            main,
+            _for_another_process if several else main,
             args.num_gpus,
             num_machines=args.num_machines,
             machine_rank=args.machine_rank,
             dist_url=args.dist_url,
-            args=(args,),
+            args=(main, args) if several else (args,),
         )
         return
     if (args.num_gpus, args.num_machines, args.machine_rank) != (1, 1, 0):
