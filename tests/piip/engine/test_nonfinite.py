@@ -18,7 +18,7 @@ from ... import require
 require.detectron2()
 
 from piip.engine.data.workers import DataError
-from piip.engine.distributed.collectives import meet
+from piip.engine.distributed.collectives import barrier
 from piip.engine.logs.monitoring import PartMetrics
 from piip.engine.nonfinite import NonfiniteGuard
 from piip.engine.trainer import Trainer
@@ -133,7 +133,7 @@ def share(rank: int, folder: Path, values: list[float], ends: multiprocessing.Si
         trainer.train(0, 5)
     except (DataError, FloatingPointError) as end:
         ends.put((rank, type(end).__name__, str(end), trainer.completed))
-    meet(timedelta(seconds=30))
+    barrier(timedelta(seconds=30))
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ import piip
 from piip import InteractionConfig, optimize_for_inference
 from piip.folding import compose, scale_output
 from piip.inference.heap import keep_heap_warm
-from piip.inference.norms import NarrowNorm, narrow_norms
+from piip.inference.norms import HalfPrecisionNorm, half_precision_norms
 from piip.inference.packed import PackedLinear
 from piip.neck import PyramidBackbone, published_pyramid
 
@@ -145,7 +145,7 @@ def test_narrow_norm() -> None:
             parameter.add_(torch.randn(24)).copy_(parameter.bfloat16())
     x = torch.randn(5, 24).bfloat16()
     expected = norm(x.float())
-    narrow = NarrowNorm(norm.bfloat16())
+    narrow = HalfPrecisionNorm(norm.bfloat16())
     assert narrow(x).dtype == torch.bfloat16
     torch.testing.assert_close(narrow(x).float(), expected, rtol=2**-7, atol=1e-5)  # 8 bits
     norm.float()
@@ -153,12 +153,14 @@ def test_narrow_norm() -> None:
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_narrow_norms(name: str) -> None:
+def test_half_precision_norms(name: str) -> None:
     """Those of blocks and of feed-forward layers; what deformable attention looks at stays wide."""
     model = KINDS[name]().eval()
-    narrow_norms(model)
+    half_precision_norms(model)
     narrow = {
-        path.rpartition(".")[2] for path, module in model.named_modules() if isinstance(module, NarrowNorm)
+        path.rpartition(".")[2]
+        for path, module in model.named_modules()
+        if isinstance(module, HalfPrecisionNorm)
     }
     blocks = set() if name == "convnext" else {"norm1", "norm2"}
     assert narrow == blocks | (set() if name.startswith("no ffn") else {"ffn_norm"})

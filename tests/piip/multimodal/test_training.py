@@ -5,16 +5,18 @@ from __future__ import annotations
 import json
 import logging
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from PIL import Image
+from transformers import TrainingArguments
 
 from piip.multimodal.answer import score
 from piip.multimodal.conversation import IGNORED, prompt, tokenize
 from piip.multimodal.data import Collator, Conversations, ModalitySampler, read_conversations
-from piip.multimodal.train import read_config, train
+from piip.multimodal.train import _Trainer, read_config, train
 
 from .tiny import WORDS, llava, processor, tokenizer
 
@@ -125,6 +127,16 @@ def test_batches_are_with_images_or_without() -> None:
     assert sorted(order) == list(range(16))
     batches = [{lengths[i] > 0 for i in order[first : first + 4]} for first in range(0, 12, 4)]
     assert all(len(kinds) == 1 for kinds in batches)
+
+
+@pytest.mark.parametrize(("given", "expected"), [(None, 7), (0, 0), (3, 3)])
+def test_the_seed_of_the_order(tmp_path: Path, given: int | None, expected: int) -> None:
+    """`data_seed`, 0 included; where there is none, `seed`."""
+    arguments = TrainingArguments(str(tmp_path), use_cpu=True, seed=7, data_seed=given)
+    trainer = _Trainer(torch.nn.Linear(1, 1), arguments)
+    trainer.group_by_modality = True
+    sampler = trainer._get_train_sampler(SimpleNamespace(lengths=[1, 2]))  # type: ignore[arg-type]
+    assert sampler.generator.initial_seed() == expected
 
 
 def test_a_batch_without_images_still_runs_the_tower() -> None:

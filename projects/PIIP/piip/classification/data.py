@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 
 from ..seeding import mix_seed, seed_all
-from ..workers import leave_the_end_to_training
+from ..workers import start_worker
 
 __all__ = ["Batch", "Processes", "TrainBatches", "class_names", "evaluation_batches"]
 
@@ -64,7 +64,7 @@ def _start_worker(worker: int) -> None:
     info = get_worker_info()
     assert info is not None
     np.random.seed(info.seed % 2**32)  # PyTorch seeds the other generators
-    leave_the_end_to_training(worker)
+    start_worker(worker)
 
 
 def _rebuilt(loader: DataLoader[Any], dataset: Dataset[Any], **order: Any) -> DataLoader[Any]:

@@ -18,7 +18,7 @@ from detectron2.utils.events import get_event_storage, has_event_storage
 from torch import Tensor, nn
 
 from ..weights.files.atomic import atomic
-from .distributed.collectives import anywhere
+from .distributed.collectives import any_rank
 from .parameter_groups import part_namer, plain_name
 
 __all__ = ["NonfiniteGuard", "report"]
@@ -42,7 +42,7 @@ class NonfiniteGuard:
         self.tolerated, self.folder = tolerated, Path(folder)
         self.in_a_row = 0
 
-    def passes_over(
+    def should_skip_step(
         self,
         iteration: int,
         problem: str,
@@ -67,7 +67,7 @@ class NonfiniteGuard:
                 left them, and a report is in the folder.
         """
         here = bool(problem)
-        if not anywhere(here):
+        if not any_rank(here):
             self.in_a_row = 0
             return False
         self.in_a_row += 1

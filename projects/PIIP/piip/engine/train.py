@@ -28,7 +28,7 @@ from .config import load_config
 from .data.custom_data import use_own_data
 from .data.loader import TrainLoader
 from .data.workers import DataError
-from .distributed.collectives import meet
+from .distributed.collectives import barrier
 from .distributed.launching import restarted
 from .distributed.preemption import Preempted, watch
 from .distributed.sharding import is_sharded, load_pretrained_parts
@@ -142,7 +142,7 @@ def train(cfg: DictConfig, *, resume: bool = False, restartable: ClassShapes | N
             if comm.is_main_process():
                 told = "told to stop by SIGTERM" if isinstance(end, Preempted) else "stopped"
                 _logger.error(f"{told} after iteration {trainer.completed}: {_way_on(checkpointer)}")
-            meet(_SAVING)  # a launcher ends all soon after the first has ended
+            barrier(_SAVING)  # a launcher ends all soon after the first has ended
             raise
     if skipped := set().union(*comm.all_gather(getattr(loader, "skipped", {}))):
         _logger.warning(f"{len(skipped)} images could not be used: others were trained on in their place")

@@ -18,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from ..numerics import autocast
 from ..seeding import mix_seed, seed_all
 from .data.workers import DataError
-from .distributed.collectives import anywhere
+from .distributed.collectives import any_rank
 from .nonfinite import NonfiniteGuard
 
 __all__ = ["Trainer"]
@@ -128,7 +128,7 @@ class Trainer(SimpleTrainer):
         if total is not None and not torch.isfinite(total):
             values = ", ".join(f"{name} {loss.item():g}" for name, loss in losses.items())
             problem = f"loss is not finite, {values}"
-        if self.guard.passes_over(
+        if self.guard.should_skip_step(
             self.iter,
             problem,
             model=self.model,
@@ -152,7 +152,7 @@ class Trainer(SimpleTrainer):
             batch = next(self._data_loader_iter)
         except Exception as error:  # noqa: BLE001 - raised below, once all processes know
             failure = error
-        if not anywhere(failure is not None):
+        if not any_rank(failure is not None):
             return batch
         if isinstance(failure, DataError):
             raise failure

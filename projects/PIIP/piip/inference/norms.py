@@ -8,7 +8,7 @@ from ..branches.vit import MapBlock
 from ..interaction import Injector
 from ..numerics import without_autocast
 
-__all__ = ["NarrowNorm", "narrow_norms"]
+__all__ = ["HalfPrecisionNorm", "half_precision_norms"]
 
 _BEFORE_LINEAR: dict[type[nn.Module], tuple[str, ...]] = {
     MapBlock: ("norm1", "norm2"),
@@ -16,7 +16,7 @@ _BEFORE_LINEAR: dict[type[nn.Module], tuple[str, ...]] = {
 }
 
 
-class NarrowNorm(nn.Module):
+class HalfPrecisionNorm(nn.Module):
     """A norm whose result is in the type of its input, which is that of its weights, under autocast, too.
 
     Autocast on a GPU raises input and weights to float32 first and leaves the result so, for the layer that
@@ -39,8 +39,8 @@ class NarrowNorm(nn.Module):
             return self.norm(x)
 
 
-def narrow_norms(model: nn.Module) -> None:
-    """Put a :class:`NarrowNorm` around the norms that linear layers follow, which round their input.
+def half_precision_norms(model: nn.Module) -> None:
+    """Put a :class:`HalfPrecisionNorm` around the norms that linear layers follow, which round their input.
 
     Args:
         model: changed in place; the weights of these norms are in half precision.
@@ -49,4 +49,4 @@ def narrow_norms(model: nn.Module) -> None:
         for name in _BEFORE_LINEAR.get(type(module), ()):
             norm = getattr(module, name, None)
             if isinstance(norm, nn.LayerNorm | nn.RMSNorm):
-                setattr(module, name, NarrowNorm(norm))
+                setattr(module, name, HalfPrecisionNorm(norm))

@@ -15,7 +15,7 @@ from ..cross_attention import DeformableCrossAttention
 from ..folding import Foldable
 from .graphs import replay_maps
 from .heap import keep_heap_warm
-from .norms import narrow_norms
+from .norms import half_precision_norms
 from .packed import pack_linears
 from .pooling import sample_regions
 
@@ -69,7 +69,7 @@ def optimize_for_inference(model: Model, dtype: torch.dtype = torch.float32) -> 
         keep_heap_warm()
     if "cuda" in devices:
         if dtype != torch.float32:
-            narrow_norms(model)
+            half_precision_norms(model)
         replay_maps(model)
     model.eval()  # what was put in place, too
     vars(model)["forward"] = _without_gradients(model.forward, dtype, devices)

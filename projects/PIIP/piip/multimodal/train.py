@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import yaml
+from torch.utils.data import DataLoader
 from transformers import HfArgumentParser, Trainer, TrainingArguments
 
+from ..workers import start_worker
 from .auto import load
 from .data import Collator, Conversations, ModalitySampler, read_conversations
 from .join import join
@@ -69,14 +72,27 @@ def read_config(file: str | Path, overrides: Sequence[str] = ()) -> tuple[StageS
     return settings, arguments
 
 
+def _start_worker(seed: Callable[[int], None], worker: int) -> None:
+    start_worker(worker)
+    seed(worker)
+
+
 class _Trainer(Trainer):
     group_by_modality = False
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        loader: Any = super().get_train_dataloader()
+        own = loader.base_dataloader  # accelerate's loader takes batches from this one
+        own.worker_init_fn = partial(_start_worker, own.worker_init_fn)
+        return cast(DataLoader[Any], loader)
 
     def _get_train_sampler(self, train_dataset: Conversations | None = None) -> Any:
         dataset = train_dataset or self.train_dataset
         if not self.group_by_modality:
             return super()._get_train_sampler(dataset)
-        generator = torch.Generator().manual_seed(self.args.data_seed or self.args.seed)
+        generator = torch.Generator().manual_seed(
+            self.args.seed if self.args.data_seed is None else self.args.data_seed
+        )
         together = self.args.train_batch_size * self.args.world_size
         return ModalitySampler(dataset.lengths, together, generator)
 

@@ -30,7 +30,7 @@ from piip.engine.config import load_config
 from piip.engine.data import prefetch
 from piip.engine.data.loader import BatchSampler, TrainLoader
 from piip.engine.data.prefetch import Prefetcher, to_device
-from piip.engine.data.workers import DataError, surviving
+from piip.engine.data.workers import DataError, restart_on_worker_death
 from piip.seeding import mix_seed
 
 from ...tiny_config import QUICK_CONFIG
@@ -245,7 +245,7 @@ def test_the_batch_a_worker_dies_of_is_told_from_those_that_go_with_it() -> None
         return LosesWhatIsReady(number, ahead=1 if one_by_one else 4, culprit=8)
 
     with pytest.raises(DataError, match=r"over batch 8 .* images 8\.jpg") as caught:
-        list(surviving(load, 1, lambda number: [f"{number}.jpg"], ahead=4))
+        list(restart_on_worker_death(load, 1, lambda number: [f"{number}.jpg"], ahead=4))
     assert loaders == [(1, False), (5, True), (8, True), (8, True)]
     assert "SIGKILL" in str(caught.value)
 
@@ -258,7 +258,7 @@ def test_after_a_death_batches_are_read_ahead_again() -> None:
         loaders.append((number, one_by_one))
         return LosesWhatIsReady(number, ahead=1, culprit=3 if len(loaders) == 1 else -1)
 
-    batches = surviving(load, 1, lambda number: [], ahead=4)
+    batches = restart_on_worker_death(load, 1, lambda number: [], ahead=4)
     assert list(itertools.islice(batches, 9)) == [*range(1, 10)]
     assert loaders == [(1, False), (3, True), (7, False)]
 

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ...seeding import mix_seed, seed_all
 from .prefetch import Prefetcher
-from .workers import START_METHOD, preload, start_worker, surviving
+from .workers import START_METHOD, preload, restart_on_worker_death, start_worker
 
 _logger = logging.getLogger("detectron2.piip")
 
@@ -200,7 +200,7 @@ class TrainLoader:
         if self.num_workers:
             preload(__name__, type(self.mapper).__module__)
             ahead = self.num_workers * self.prefetch_factor
-            batches = surviving(self._load, self.start, self._images_of, ahead)
+            batches = restart_on_worker_death(self._load, self.start, self._images_of, ahead)
             if self.device.type == "cuda":
                 batches = Prefetcher(batches, self.device)
         else:

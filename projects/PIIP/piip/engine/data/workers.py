@@ -13,16 +13,16 @@ from typing import Any
 import cv2
 from torch.utils.data import DataLoader
 
-from ...workers import leave_the_end_to_training
+from ... import workers
 
-__all__ = ["START_METHOD", "DataError", "preload", "start_worker", "surviving"]
+__all__ = ["START_METHOD", "DataError", "preload", "restart_on_worker_death", "start_worker"]
 
 _logger = logging.getLogger("detectron2.piip")
 
 START_METHOD = "forkserver"
 """How workers start: from a process without the threads, locks and GPU that a fork of the trainer has."""
 
-_DEATHS = 3  # in a row over one batch, until it is not the machine's mood
+_DEATHS = 3  # give up after three in a row over one batch
 _GRACE = 0.5  # seconds that the news of a death may take
 
 
@@ -40,17 +40,17 @@ def preload(*modules: str) -> None:
 
 def start_worker(worker: int) -> None:
     """What a worker does first (`worker_init_fn` of a `DataLoader`)."""
-    leave_the_end_to_training(worker)
+    workers.start_worker(worker)
     cv2.setNumThreads(1)  # by itself, each of the workers would start a thread a core
 
 
-def surviving(
+def restart_on_worker_death(
     load: Callable[[int, bool], DataLoader[Any]],
     start: int,
     images_of: Callable[[int], list[str]],
     ahead: int,
 ) -> Iterator[Any]:
-    """Batches from number `start` on; where a worker dies, new ones go on at the batch that is due.
+    """Batches from number `start` on; when a worker dies, new workers continue at the batch that is due.
 
     The batch a worker died of may be any of those that were being read ahead, and with it go those it had
     ready: so they are then loaded one by one, and the next death is that of the batch that is due.

@@ -1,4 +1,4 @@
-"""Decisions that all processes of a training must take alike."""
+"""Decisions that all ranks of a training take together."""
 
 from __future__ import annotations
 
@@ -8,13 +8,16 @@ from datetime import timedelta
 import torch
 from detectron2.utils import comm
 
-__all__ = ["anywhere", "meet"]
+__all__ = ["any_rank", "barrier"]
 
 _logger = logging.getLogger("detectron2.piip")
 
 
-def anywhere(flag: bool) -> bool:
-    """Whether it is true in any process; all must ask. It takes a byte on the CPUs, no wait for a GPU."""
+def any_rank(flag: bool) -> bool:
+    """All-reduce (MAX) of one flag over gloo.
+
+    Collective: every rank must call it. Does not synchronise the GPU.
+    """
     if comm.get_world_size() == 1:
         return flag
     asked = torch.tensor(flag, dtype=torch.uint8)
@@ -22,11 +25,11 @@ def anywhere(flag: bool) -> bool:
     return bool(asked)
 
 
-def meet(patience: timedelta) -> None:
-    """Wait until all processes have come here, but no longer: some may be where nothing calls them back."""
+def barrier(timeout: timedelta) -> None:
+    """Wait for all ranks, at most that long; a rank that does not come is logged, not raised."""
     if comm.get_world_size() == 1:
         return
     try:
-        torch.distributed.monitored_barrier(group=comm._get_global_gloo_group(), timeout=patience)
+        torch.distributed.monitored_barrier(group=comm._get_global_gloo_group(), timeout=timeout)
     except RuntimeError as error:
-        _logger.warning(f"not all processes came to the end: {str(error).splitlines()[0]}")
+        _logger.warning(f"not all processes reached the barrier: {str(error).splitlines()[0]}")

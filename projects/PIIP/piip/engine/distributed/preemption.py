@@ -12,7 +12,7 @@ from types import FrameType
 
 from detectron2.engine.train_loop import HookBase
 
-from .collectives import anywhere
+from .collectives import any_rank
 
 __all__ = ["EXIT_STATUS", "Preempted", "Preemption", "leave_if_told", "passed_on", "watch"]
 
@@ -76,5 +76,5 @@ class Preemption(HookBase):
 
     def after_step(self) -> None:
         """Raises `Preempted` where it is time."""
-        if anywhere(_told.is_set()):  # some hear of it a step later than others
+        if any_rank(_told.is_set()):  # some hear of it a step later than others
             raise Preempted
