@@ -8,10 +8,13 @@ from typing import Any
 import detectron2.data.transforms as T
 from detectron2.config import LazyCall as L
 
+from piip.detection.mmdetection.rules import use_rules
+
 from .data.coco import dataloader
 from .models.mask_rcnn_piip import model
 from .recipe_1x import lr_multiplier, optimizer, train
 
+use_rules("detectron2", model, dataloader)
 model.pixel_mean = [123.675, 116.28, 103.53]
 model.pixel_std = [58.395, 57.12, 57.375]
 model.backbone.neck = "simple"

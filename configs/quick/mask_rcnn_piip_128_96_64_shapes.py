@@ -122,7 +122,7 @@ dataloader.test = L(evaluation_loader)(
 dataloader.evaluator = L(COCOEvaluator)(
     dataset_name="${..test.dataset.names}", output_dir="${train.output_dir}"
 )
-dataloader.own_data = L(CocoData)()  # what --data means
+dataloader.own_data = L(CocoData)(rules="detectron2")  # what --data means
 
 optimizer = L(torch.optim.AdamW)(
     params=L(get_default_optimizer_params)(weight_decay_norm=0.0),

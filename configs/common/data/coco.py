@@ -7,14 +7,15 @@ from omegaconf import OmegaConf
 
 from piip.detection.data import dataset_dicts
 from piip.detection.evaluation import COCOEvaluator
+from piip.detection.mmdetection.mapper import ReleasedMapper
 from piip.detection.own_data import CocoData
 from piip.engine.data import TrainLoader, evaluation_loader
 from piip.engine.resize import ResizeToFit
 
 dataloader = OmegaConf.create()
 dataloader.train = L(TrainLoader)(
-    dataset=L(dataset_dicts)(names="coco_2017_train"),
-    mapper=L(DatasetMapper)(
+    dataset=L(dataset_dicts)(names="coco_2017_train", rules="mmdetection"),
+    mapper=L(ReleasedMapper)(
         is_train=True,
         augmentations=[L(ResizeToFit)(long_edge=1333, short_edge=800), L(T.RandomFlip)(horizontal=True)],
         image_format="RGB",
@@ -35,4 +36,4 @@ dataloader.test = L(evaluation_loader)(
 dataloader.evaluator = L(COCOEvaluator)(
     dataset_name="${..test.dataset.names}", output_dir="${train.output_dir}"
 )
-dataloader.own_data = L(CocoData)()  # what --data means
+dataloader.own_data = L(CocoData)(rules="detectron2")  # what --data means

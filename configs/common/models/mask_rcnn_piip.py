@@ -9,6 +9,7 @@ from detectron2 import model_zoo
 from detectron2.config import LazyCall as L
 
 from piip import PIIP, InteractionConfig
+from piip.detection.mmdetection.rules import use_rules
 from piip.engine.backbone import piip_backbone
 
 model = model_zoo.get_config("common/models/mask_rcnn_fpn.py").model
@@ -19,3 +20,4 @@ model.backbone = L(piip_backbone)(
     neck="released",
     size_divisibility=224,
 )
+use_rules("mmdetection", model)

@@ -8,7 +8,7 @@ import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from detectron2.data import DatasetCatalog, MetadataCatalog, get_detection_dataset_dicts
 from detectron2.data.datasets import load_coco_json
@@ -16,6 +16,7 @@ from detectron2.data.datasets import load_coco_json
 from .annotations import sensible_annotations, what_is_not_coco
 
 _logger = logging.getLogger("detectron2.piip")
+_SMALLEST_SIDE = 32  # px, of images that mmdetection trains on
 
 
 def register_coco(
@@ -47,23 +48,44 @@ def register_coco(
 
 
 def _load_sensible(json_file: str, image_root: str, name: str) -> list[dict[str, Any]]:
-    """Records of what makes sense in an annotation file; the log says once what does not, and how much."""
-    records: list[dict[str, Any]]
+    """Records of what makes sense in an annotation file; the log says once what does not, and how much.
+
+    Annotations to be ignored, which Detectron2 refuses, become crowds: nothing is learned from either.
+    """
+
+    def load(file: str) -> list[dict[str, Any]]:
+        records: list[dict[str, Any]] = load_coco_json(file, image_root, name, ["area"])
+        return records
+
     try:
         sensible = sensible_annotations(json.loads(Path(json_file).read_text()))
     except (ValueError, KeyError, TypeError, AttributeError):
         # no COCO file at all: Detectron2 fails on it, and `dataset_dicts` says what is wrong
-        records = load_coco_json(json_file, image_root, name)
-        return records
-    if not str(sensible):
-        records = load_coco_json(json_file, image_root, name)
-        return records
-    _logger.warning(f"{json_file}: {sensible}")
+        return load(json_file)
+    annotations = sensible.content["annotations"]
+    ignored = [place for place, annotation in enumerate(annotations) if annotation.get("ignore")]
+    for place in ignored:
+        annotations[place] = {**annotations[place], "ignore": 0, "iscrowd": 1}
+    changes = [str(sensible)] if str(sensible) else []
+    if ignored:
+        changes.append(f"not trained on are {len(ignored)} annotations to be ignored")
+    if not changes:
+        return load(json_file)
+    _logger.warning(f"{json_file}: {'; '.join(changes)}")
     with tempfile.TemporaryDirectory() as folder:  # Detectron2 reads files
         file = Path(folder, Path(json_file).name)
         file.write_text(json.dumps(sensible.content))
-        records = load_coco_json(str(file), image_root, name)
-    return records
+        return load(str(file))
+
+
+def _published_records(name: str) -> list[dict[str, Any]]:
+    """The images of a registered dataset that mmdetection trains on."""
+    metadata = MetadataCatalog.get(name)
+    if "json_file" in metadata.as_dict():  # Detectron2's own records have no areas
+        records = _load_sensible(metadata.json_file, metadata.image_root, name)
+    else:
+        records = DatasetCatalog.get(name)
+    return [r for r in records if r["annotations"] and min(r["height"], r["width"]) >= _SMALLEST_SIDE]
 
 
 def _what_is_not_coco(path: Path) -> str:
@@ -74,12 +96,19 @@ def _what_is_not_coco(path: Path) -> str:
     return what_is_not_coco(content)
 
 
-def dataset_dicts(names: str | Sequence[str], *, filter_empty: bool = True) -> list[dict[str, Any]]:
+def dataset_dicts(
+    names: str | Sequence[str],
+    *,
+    filter_empty: bool = True,
+    rules: Literal["detectron2", "mmdetection"] = "detectron2",
+) -> list[dict[str, Any]]:
     """The records of registered datasets, in Detectron2's standard format.
 
     Args:
         names: one registered name or several.
-        filter_empty: leave out images without annotations.
+        filter_empty: leave out images that show nothing to learn.
+        rules: which these are: for "detectron2" images without annotations or with crowds only, for
+            "mmdetection" images without annotations or with a side below 32 px.
 
     Raises:
         KeyError: a name is not registered.
@@ -99,7 +128,13 @@ def dataset_dicts(names: str | Sequence[str], *, filter_empty: bool = True) -> l
                 "put the dataset there, or set DETECTRON2_DATASETS to the folder that holds it"
             )
     try:
-        records: list[dict[str, Any]] = get_detection_dataset_dicts(names, filter_empty=filter_empty)
+        records: list[dict[str, Any]]
+        if filter_empty and rules == "mmdetection":
+            records = [record for name in names for record in _published_records(name)]
+            if not records:
+                raise ValueError("no image has an annotation")
+        else:
+            records = get_detection_dataset_dicts(names, filter_empty=filter_empty)
         if any(
             "bbox" not in annotation for record in records for annotation in record.get("annotations", ())
         ):

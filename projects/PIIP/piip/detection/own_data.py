@@ -7,13 +7,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from omegaconf import DictConfig, OmegaConf
 
 from ..engine.checkpoints.checkpoint import ClassShapes
 from ..engine.data.custom_data import LOADERS, class_shapes, set_num_classes, splits
 from .data import register_coco
+from .mmdetection.rules import Rules, use_rules
 
 __all__ = ["CocoData", "CocoFiles"]
 
@@ -115,17 +116,23 @@ class CocoFiles:
         )
 
 
+@dataclass
 class CocoData:
-    """What `--data` means for detectors: COCO-format annotations and images, for training and validation."""
+    """What `--data` means for detectors: COCO-format annotations and images, for training and validation.
 
-    _files = CocoFiles
+    Attributes:
+        rules: what a Mask R-CNN is trained by, see `piip.detection.mmdetection.rules.use_rules`.
+    """
+
+    rules: Rules = "detectron2"
+    _files: ClassVar[type[CocoFiles]] = CocoFiles
 
     def use(self, cfg: DictConfig, data: Sequence[str], *, train: bool = True) -> ClassShapes:
         """Make a detector's config one for other data, in place.
 
         Registers the splits as "own_train" and "own_val", names them in the data loaders and the evaluator,
-        replaces the number of classes wherever the model holds it, and has masks kept as bitmaps where
-        polygons could not hold them.
+        replaces the number of classes wherever the model holds it, has the model trained by :attr:`rules`,
+        and masks kept as bitmaps where polygons could not hold them.
 
         Args:
             cfg: a LazyConfig of a detector.
@@ -160,6 +167,7 @@ class CocoData:
         if "dataset_name" in cfg.dataloader.get("evaluator", {}):
             cfg.dataloader.evaluator.dataset_name = "own_val"
         if train:
+            use_rules(self.rules, cfg.model, cfg.dataloader)
             _prepare_masks(cfg, found["train"])
         return class_shapes(cfg, len(classes), *_PLACES)
 

@@ -16,6 +16,8 @@ from detectron2.modeling.roi_heads import CascadeROIHeads, FastRCNNOutputLayers,
 from detectron2.modeling.roi_heads.mask_head import MaskRCNNConvUpsampleHead
 from torch import Tensor, nn
 
+from ..detection.mmdetection.roi_heads import ReleasedROIHeads
+from ..detection.mmdetection.rpn import ReleasedRPN
 from .boxes import Size, anchors, clip, nonempty, paste_masks, suppressed, suppressed_by_class
 from .errors import ExportError, expect
 from .images import own_size, pad
@@ -167,10 +169,10 @@ def pool(pooler: ROIPooler, levels: Sequence[Tensor], boxes: Tensor) -> Tensor:
 def _check(model: GeneralizedRCNN) -> None:
     """Raise an ExportError for a part that computes something else than what is written down here."""
     generator, heads = model.proposal_generator, model.roi_heads
-    expect("proposal_generator", generator, RPN)
+    expect("proposal_generator", generator, RPN, ReleasedRPN)
     expect("proposal_generator.anchor_generator", generator.anchor_generator, DefaultAnchorGenerator)
     expect("proposal_generator.box2box_transform", generator.box2box_transform, Box2BoxTransform)
-    expect("roi_heads", heads, StandardROIHeads, CascadeROIHeads)
+    expect("roi_heads", heads, StandardROIHeads, ReleasedROIHeads, CascadeROIHeads)
     if heads.keypoint_on:
         raise ExportError("roi_heads.keypoint_head cannot be exported: only boxes and masks can")
     several = isinstance(heads, CascadeROIHeads)
