@@ -28,7 +28,7 @@ from piip.engine.resize import ResizeToFit
 
 
 def assigned(overlaps: Tensor, negative: float, positive: float, least: float) -> list[tuple[int, int]]:
-    """Label and object of each box, one object after the other, as mmdetection's MaxIoUAssigner is described."""
+    """Label and object of each box, one object after the other, as mmdetection assigns."""
     found = []
     for column in overlaps.unbind(1):
         best = float(column.max())
@@ -93,7 +93,7 @@ def mapped(tmp_path: Path, *annotations: dict[str, Any]) -> Instances:
 
 
 def test_masks_are_drawn_before_they_are_resized(tmp_path: Path) -> None:
-    """A polygon is its bitmap at the original size, every second pixel of it, mirrored; run lengths likewise."""
+    """A polygon is its bitmap at the original size: every second pixel of it, mirrored."""
     drawn = coco_mask.merge(coco_mask.frPyObjects([POLYGON], 80, 100))
     expected = torch.from_numpy(coco_mask.decode(drawn)[::2, ::2][:, ::-1].copy()).bool()
     for mask in ([POLYGON], drawn):
