@@ -71,13 +71,13 @@ def draw_sampling(args: argparse.Namespace) -> Any:
     """The figure of a model's sampling points, a panel a direction."""
     from matplotlib.figure import Figure
 
-    from piip.engine.prediction.sources import read_image_file
+    from piip.images import read_image
     from piip.serve.analysis import Model
     from piip.serve.sampling import draw_sampling, sampling_points
 
     queries = [place(text) for text in args.at]
     model = Model(args.config_file, args.weights, args.opts)
-    image = read_image_file(args.image)
+    image = read_image(args.image)
     shown, padded = model.backbone_input(image)
     points = sampling_points(model.piip, padded, args.stage)
     figure = Figure(figsize=(2.9 * len(points), 3.2))

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import io
+import logging
+import os
+import re
 import tarfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image as Pillow
 from timm.data import create_dataset, create_loader
 from torch import Tensor
 
@@ -90,12 +95,12 @@ def shards(root: Path, folder: Path) -> str:
     return f"train-{{0..1}}.tar|{len(files)}"
 
 
-def stream(root: Path, split: str, *, num_workers: int, is_training: bool = True) -> Any:
+def stream(root: Path, split: str, *, num_workers: int, is_training: bool = True, **options: Any) -> Any:
     dataset = create_dataset(
         "wds/trees", root=str(root), split=split, is_training=is_training, batch_size=2, seed=1
     )
     return create_loader(
-        dataset, SIDE, 2, is_training=is_training, use_prefetcher=False, num_workers=num_workers
+        dataset, SIDE, 2, is_training=is_training, use_prefetcher=False, num_workers=num_workers, **options
     )
 
 
@@ -139,15 +144,66 @@ def test_hugging_face_sets(root: Path, tmp_path: Path) -> None:
     assert same(collected(batches.epoch(0)), epoch)
 
 
-def test_broken_images(root: Path, tmp_path: Path) -> None:
+def test_broken_images(root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Another takes its place in training, as timm does; evaluation names it."""
     write_images(tmp_path, "train", 6)
     broken = tmp_path / "train/birch/001.png"
     broken.write_bytes(b"no image")
-    batches = TrainBatches(loader(tmp_path, "train", 2))
-    assert len(collected(batches.epoch(0))) == 3
-    with pytest.raises(ValueError, match=r"birch.001\.png cannot be evaluated"):
+    os.mkfifo(tmp_path / "train/cedar/009.png")
+    with caplog.at_level(logging.WARNING):
+        assert len(collected(TrainBatches(loader(tmp_path, "train", 1)).epoch(0))) == 7
+    assert {"001.png: it is not an image", "009.png: it is a named pipe"} == {
+        re.findall(r"\d+\.png: it is [^,:]*", record.message)[0] for record in caplog.records
+    }
+    with pytest.raises(ValueError, match=r"birch.001\.png cannot be evaluated \(it is not an image"):
         collected(evaluation_batches(loader(tmp_path, "train", 2)))
+
+
+def test_images_are_upright_and_of_8_bits(root: Path, tmp_path: Path) -> None:
+    """In training and evaluation, from folders and streams, as `piip.images` says and prediction has it."""
+    rng = np.random.default_rng(0)
+    for number, name in enumerate(CLASSES):
+        folder = tmp_path / "train" / name
+        folder.mkdir(parents=True)
+        pixels = rng.integers(0, 256, (SIDE, SIDE), np.uint8)
+        turned = Pillow.fromarray(np.ascontiguousarray(np.rot90(pixels)))
+        exif = Pillow.Exif()
+        exif[274] = 6
+        if number == 0:
+            turned.save(folder / "a.png", exif=exif)
+        elif number == 1:
+            Pillow.fromarray(np.rot90(pixels * np.uint16(257)).copy()).save(folder / "a.png", exif=exif)
+        else:
+            turned.save(folder / "a.tif.png", "TIFF", exif=exif)
+        (tmp_path / f"{name}.npy").write_bytes(pixels.tobytes())
+    plain = {"crop_pct": 1.0, "mean": (0.0,) * 3, "std": (1.0,) * 3}
+    upright = [np.frombuffer((tmp_path / f"{name}.npy").read_bytes(), np.uint8) for name in CLASSES]
+    ((images, _),) = evaluation_batches(loader(tmp_path, "train", 3, is_training=False, **plain))
+    np.testing.assert_array_equal((images[:, 0] * 255).round().flatten(1), np.stack(upright))
+    flips = {"no_aug": True, "auto_augment": None}
+    ((images, targets),) = TrainBatches(loader(tmp_path, "train", 3, **plain, **flips)).epoch(0)
+    expected = np.stack([upright[target] for target in targets.tolist()])
+    np.testing.assert_array_equal((images[:, 0] * 255).round().flatten(1), expected)
+
+
+def test_images_of_streams_are_upright_and_of_8_bits(tmp_path: Path) -> None:
+    pytest.importorskip("webdataset")
+    exif = Pillow.Exif()
+    exif[274] = 6
+    pixels = np.arange(SIDE * SIDE, dtype=np.uint16).reshape(SIDE, SIDE)  # 10 bits
+    with tarfile.open(tmp_path / "train-0.tar", "w") as tar:
+        for number, kind in enumerate(("PNG", "TIFF")):
+            content = io.BytesIO()
+            Pillow.fromarray(np.rot90(pixels).copy()).save(content, kind, exif=exif)
+            for suffix, data in ((".png", content.getvalue()), (".cls", b"0")):
+                info = tarfile.TarInfo(f"{number}{suffix}")
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+    plain = {"crop_pct": 1.0, "mean": (0.0,) * 3, "std": (1.0,) * 3}
+    made = stream(tmp_path, "train-0.tar|2", num_workers=0, is_training=False, **plain)
+    ((images, _),) = evaluation_batches(made)
+    for image in images:
+        np.testing.assert_array_equal((image[0] * 255).round(), np.rint(pixels * (255 / 1023)))
 
 
 def test_what_is_refused(root: Path) -> None:

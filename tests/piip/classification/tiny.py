@@ -67,9 +67,8 @@ def loader(root: Path, split: str, batch_size: int, **options: Any) -> Any:
         create_dataset("", root=str(root), split=split),
         SIDE,
         batch_size,
-        is_training=training,
         use_prefetcher=False,
-        **{"num_workers": 0, **augmentation, **options},
+        **{"is_training": training, "num_workers": 0, **augmentation, **options},
     )
 
 

@@ -82,7 +82,7 @@ def data(tmp_path: Path) -> Path:
         Image.new("RGB", (70, 50), "white" if number % 2 else "black").save(tmp_path / f"{number}.png")
         turns = [{**TURNS[0]}, {"from": "gpt", "value": ("one", "two")[number % 2]}]
         entries.append({"image": f"{number}.png", "conversations": turns})
-    (tmp_path / "broken.png").write_bytes(b"no image")
+    Image.new("1", (14_000, 14_000)).save(tmp_path / "broken.png")  # what Pillow calls a decompression bomb
     entries.append({"image": "broken.png", "conversations": TURNS[:2]})
     entries.append({"conversations": TURNS[2:]})
     (tmp_path / "data.json").write_text(json.dumps(entries))

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import logging
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
 import torch
+from PIL import Image
+from timm.data.readers.reader_image_folder import ReaderImageFolder
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 
+from ..images import UnreadableFileError, as_rgb, open_image, printable
 from ..seeding import mix_seed, seed_all
 from ..workers import start_worker
 
 __all__ = ["Batch", "Processes", "TrainBatches", "class_names", "evaluation_batches"]
+
+_logger = logging.getLogger("piip.classification")
+_TRIES = 10  # images in a row that may be unusable: beyond that it is not the images
 
 Batch = tuple[Tensor, Tensor]
 """Normalised images ``(B, 3, H, W)`` float32, and their classes ``(B,)`` int64."""
@@ -33,15 +40,39 @@ class Processes:
     count: int = 1
 
 
+def _load(dataset: Any, index: int) -> Any:
+    """An item of a timm data set, its image read by the rules of `piip.images`."""
+    reader = dataset.reader
+    # timm would open the path itself, and a named pipe would block
+    source, target, *_ = reader.samples[index] if isinstance(reader, ReaderImageFolder) else reader[index]
+    try:
+        image = open_image(source)
+    except UnreadableFileError as error:
+        raise UnreadableFileError(dataset.filename(index), error.reason) from error
+    target = -1 if target is None else target
+    transformed = image if dataset.transform is None else dataset.transform(image)
+    return transformed, target if dataset.target_transform is None else dataset.target_transform(target)
+
+
 class _Seeded(Dataset[Any]):
-    """A timm data set whose random augmentations depend on seed, epoch and index only."""
+    """A timm data set to train on, whose random augmentations depend on seed, epoch and index only.
+
+    The next image takes the place of one that cannot be read, which the log names.
+    """
 
     def __init__(self, dataset: Dataset[Any], seed: int) -> None:
         self.dataset, self.seed = dataset, seed
 
     def __getitem__(self, index: int) -> Any:
         seed_all(mix_seed(self.seed, index))
-        return self.dataset[index]
+        for attempt in range(1, _TRIES + 1):
+            try:
+                return _load(self.dataset, index)
+            except UnreadableFileError as error:
+                _logger.warning(f"an image cannot be used, the next takes its place: {error}")
+                if attempt == _TRIES:
+                    raise ValueError(f"{_TRIES} images in a row cannot be used, lastly {error}") from error
+                index = (index + 1) % len(self.dataset)  # type: ignore[arg-type]
 
 
 class _Strict(Dataset[Any]):
@@ -49,15 +80,34 @@ class _Strict(Dataset[Any]):
 
     def __init__(self, dataset: Any) -> None:
         self.dataset = dataset
-        dataset._max_retries = 1  # timm puts another image in the place of a broken one
 
     def __getitem__(self, index: int) -> Any:
         try:
-            return self.dataset[index]
-        except RuntimeError as error:
+            return _load(self.dataset, index)
+        except UnreadableFileError as error:
             raise ValueError(
-                f"{self.dataset.filename(index)} cannot be evaluated: mend it, or take it out of the data set"
+                f"{printable(self.dataset.filename(index))} cannot be evaluated ({error.reason}): mend it or "
+                "take it out of the data set"
             ) from error
+
+
+class _RgbFirst:
+    """A transform for images of a stream, which timm decodes."""
+
+    def __init__(self, transform: Callable[[Any], Any]) -> None:
+        self.transform = transform
+
+    def __call__(self, image: Any) -> Any:
+        return self.transform(
+            as_rgb(image, "an image of the stream") if isinstance(image, Image.Image) else image
+        )
+
+
+def _read_by_our_rules(stream: Any) -> None:
+    """Let a stream of timm hand over images as they are stored, and convert them here."""
+    if not isinstance(stream.transform, _RgbFirst):
+        stream.reader.input_img_mode = None
+        stream.transform = _RgbFirst(stream.transform)
 
 
 def _start_worker(worker: int) -> None:
@@ -108,6 +158,8 @@ class TrainBatches:
         self.loader, self.seed, self.processes = _plain(loader), seed, processes or Processes()
         self.dataset = cast(Any, loader.dataset)
         self.is_stream = isinstance(self.dataset, IterableDataset)
+        if self.is_stream:
+            _read_by_our_rules(self.dataset)
         assert loader.batch_size is not None
         self.batch_size = loader.batch_size
         if self.is_stream and loader.num_workers == 0:
@@ -158,6 +210,7 @@ def evaluation_batches(loader: DataLoader[Any], processes: Processes | None = No
     """
     own, plain = processes or Processes(), _plain(loader)
     if isinstance(plain.dataset, IterableDataset):
+        _read_by_our_rules(plain.dataset)
         return _rebuilt(plain, plain.dataset, batch_size=plain.batch_size)
     indices = range(own.rank, len(plain.dataset), own.count)  # type: ignore[arg-type]
     return _rebuilt(plain, _Strict(plain.dataset), batch_size=plain.batch_size, sampler=indices)

@@ -22,12 +22,15 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 from timm.data import create_transform
+from timm.data.readers.img_extensions import set_img_extensions
+from timm.data.readers.reader_image_folder import ReaderImageFolder
 from timm.utils import setup_default_logging
 from timm.utils.distributed import init_distributed_device_so
 
 import piip_ops
 
 from ..engine.config import instantiate, locate
+from ..images import IMAGE_SUFFIXES, list_files
 from ..seeding import mix_seed, seed_all
 from .checkpoint import Weights, load_weights, num_classes_of, read_weights
 from .classifier import PIIPClassifier
@@ -148,13 +151,18 @@ class Run:
             pin_memory=self.device != "cpu",
         )
         root = settings.dataset.get("root")
+        set_img_extensions(sorted(IMAGE_SUFFIXES))
         try:
-            return instantiate(settings)
+            loader = instantiate(settings)
         except (AssertionError, RuntimeError) as error:  # of timm, where there are no data
             reason = str(error) or "it does not exist"
             raise FileNotFoundError(
                 f"the {split} set at {root} cannot be read ({reason}): see dataloader.{split}.dataset"
             ) from error
+        reader = getattr(loader.dataset, "reader", None)
+        if self.processes.rank == 0 and isinstance(reader, ReaderImageFolder):
+            list_files(reader.root, recursive=True)  # says what is left out
+        return loader
 
     def _follow(self, names: list[str]) -> None:
         """Make the model one for the data's classes, or see that it is."""

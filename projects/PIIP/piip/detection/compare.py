@@ -10,11 +10,10 @@ import cv2
 import numpy as np
 import torch
 from detectron2.data import Metadata, MetadataCatalog
-from detectron2.data.detection_utils import read_image
 from detectron2.structures import Boxes, BoxMode, Instances
 from pycocotools import mask as coco_mask
 
-from ..engine.prediction.predict import Image
+from ..images import Image, read_image, write_image
 from .data import dataset_dicts
 from .predict import draw, visualizer
 
@@ -73,7 +72,7 @@ def compare(
     pictures = []
     for position in np.linspace(0, len(records) - 1, min(number, len(records))).astype(int):
         record = records[position]
-        image = np.ascontiguousarray(read_image(record["file_name"], format="BGR"))
+        image = read_image(record["file_name"])
         scale = max(1.0, _MIN_SIDE / min(image.shape[:2]))
         truth = visualizer(image, metadata, scale).draw_dataset_dict(record).get_image()[:, :, ::-1]
         found = _instances(by_image.get(record["image_id"], []), image.shape[:2], metadata)
@@ -82,7 +81,6 @@ def compare(
             [_titled(truth, "ground truth"), _titled(right, f"predictions (score >= {score_threshold})")]
         )
         path = output / f"{Path(record['file_name']).stem}.png"
-        if not cv2.imwrite(str(path), picture):
-            raise OSError(f"cannot write {path}: check that the folder is writable")
+        write_image(path, picture)
         pictures.append(path)
     return pictures

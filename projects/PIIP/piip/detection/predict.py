@@ -17,7 +17,7 @@ from detectron2.utils.visualizer import ColorMode, Visualizer
 from torch import nn
 
 from ..engine.prediction.predict import LARGEST_PICTURE
-from ..engine.prediction.sources import Image
+from ..images import Image
 
 __all__ = ["InstanceRenderer", "draw", "skip_below", "visualizer"]
 

@@ -6,12 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
-from detectron2.data.detection_utils import read_image
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils.events import get_event_storage, has_event_storage
 
+from ..images import printable, read_image, write_image
 from .renderer import Renderer, unused_name
 
 __all__ = ["Pictures"]
@@ -53,14 +52,13 @@ class Pictures(DatasetEvaluator):
 
     def _draw(self, file: str, output: Any) -> None:
         output = {key: value.to("cpu") for key, value in output.items()}
-        drawn = self.renderer.draw(np.ascontiguousarray(read_image(file, format="BGR")), output)
+        drawn = self.renderer.draw(read_image(file), output)
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / unused_name(Path(file).stem, ".jpg", self._names)
-        if not cv2.imwrite(str(path), drawn):
-            raise OSError(f"cannot write {path}: check that the folder is writable, and the disk not full")
+        write_image(path, drawn)
         if has_event_storage():
             picture = np.ascontiguousarray(drawn[:, :, ::-1].transpose(2, 0, 1))
-            get_event_storage().put_image(f"{self.tag}/{path.stem}", picture)
+            get_event_storage().put_image(f"{self.tag}/{printable(path.stem)}", picture)
 
     def evaluate(self) -> dict[str, Any]:
         """Nothing: pictures are for people."""

@@ -5,13 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
-import numpy.typing as npt
+from ..images import Image
 
-__all__ = ["Image", "Renderer", "unused_name"]
-
-Image = npt.NDArray[np.uint8]
-"""``(H, W, 3)``, BGR."""
+__all__ = ["Renderer", "unused_name"]
 
 
 class Renderer(Protocol):

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import detectron2.data.transforms as T
 import numpy as np
 import torch
 import torch.nn.functional as F
 from detectron2.config import instantiate
-from detectron2.data.detection_utils import read_image
 from omegaconf import DictConfig
 from torch import Tensor
 
-from ..engine.prediction.sources import IMAGE_SUFFIXES, expand_inputs
+from ..engine.prediction.sources import expand_inputs
+from ..images import list_files, read_image
 from .boxes import Size
 
 __all__ = ["own_size", "pad", "read_images"]
@@ -65,7 +64,8 @@ def read_images(
     resize = _resizing(cfg)
     images = []
     for index, file in enumerate(files[:number]):
-        pixels = T.AugInput(read_image(file, format=input_format))
+        bgr = read_image(file)
+        pixels = T.AugInput(bgr if input_format == "BGR" else np.ascontiguousarray(bgr[:, :, ::-1]))
         resize(pixels)
         image = torch.from_numpy(np.ascontiguousarray(pixels.image.transpose(2, 0, 1)))
         if index % 4 == 3:
@@ -80,9 +80,7 @@ def _test_files(cfg: DictConfig) -> list[str]:
     dataset = cfg.dataloader.test.dataset
     if "names" in dataset:
         return [entry["file_name"] for entry in instantiate(dataset)]
-    return [
-        str(file) for file in sorted(Path(dataset.root).rglob("*")) if file.suffix.lower() in IMAGE_SUFFIXES
-    ]
+    return [str(file) for file in list_files(dataset.root, recursive=True)]
 
 
 def _resizing(cfg: DictConfig) -> T.AugmentationList:

@@ -9,24 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image, UnidentifiedImageError
 
+from ..images import open_image
 from .conversation import prompt
 from .modeling import PIIPLlavaForConditionalGeneration
 from .processing import IMAGE_TOKEN, PIIPLlavaProcessor
 
 __all__ = ["ask", "score"]
-
-
-def _open(path: str | Path) -> Image.Image:
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"image {path} does not exist: check the path")
-    try:
-        with Image.open(path) as image:
-            image.load()
-            return image
-    except (UnidentifiedImageError, OSError) as error:
-        raise ValueError(f"{path} is no image that can be read: {error}") from error
 
 
 @torch.inference_mode()
@@ -47,10 +36,10 @@ def ask(
         max_new_tokens: of an answer.
 
     Raises:
-        FileNotFoundError, ValueError: an image is missing, or is none.
+        UnreadableFileError: an image is missing, or cannot be decoded.
     """
     inputs = processor(
-        images=[_open(path) for path, _ in asked],
+        images=[open_image(path) for path, _ in asked],
         text=[prompt(question, template) for _, question in asked],
         padding=True,
         return_tensors="pt",

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
+from ..images import UnreadableFileError, open_image, printable
 from .conversation import IGNORED, tokenize
 from .processing import IMAGE_TOKEN, PIIPLlavaProcessor
 
@@ -92,12 +92,13 @@ class Conversations(Dataset[dict[str, Any]]):
 
     def _pixels(self, name: str) -> Tensor | None:
         try:
-            with Image.open(self.images / name) as image:
-                prepared = self.processor.image_processor(image, do_pad=self.pad, return_tensors="pt")
-        except (OSError, ValueError) as error:
+            image = open_image(self.images / name)
+            prepared = self.processor.image_processor(image, do_pad=self.pad, return_tensors="pt")
+        except ValueError as error:
             if name not in self._named:
                 self._named.add(name)
-                _logger.warning(f"image {self.images / name} is passed over: {error}")
+                reason = error.reason if isinstance(error, UnreadableFileError) else error
+                _logger.warning(f"image {printable(self.images / name)} is passed over: {reason}")
             return None
         pixels: Tensor = prepared["pixel_values"][0]
         return pixels

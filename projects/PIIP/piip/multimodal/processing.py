@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,6 +10,7 @@ from transformers import BatchEncoding, BatchFeature, LlavaProcessor
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
+from ..images import open_image
 from .configuration import PIIPVisionConfig
 
 __all__ = ["IMAGE_TOKEN", "PIIPImageProcessor", "PIIPLlavaProcessor", "encode"]
@@ -85,6 +87,14 @@ def encode(tokenizer: Any, text: str, tokens_per_image: int, *, special: bool = 
     return BatchEncoding({"input_ids": ids, "offset_mapping": offsets})
 
 
+def _files_opened(images: Any) -> Any:
+    """The images with those in files read by us: transformers would make 16 bits white."""
+    if isinstance(images, (list, tuple)):
+        return [_files_opened(image) for image in images]
+    is_file = isinstance(images, os.PathLike) or (isinstance(images, str) and os.path.exists(images))
+    return open_image(images) if is_file else images
+
+
 class PIIPLlavaProcessor(LlavaProcessor):
     """Texts and images to what a :class:`PIIPLlavaForConditionalGeneration` takes."""
 
@@ -121,7 +131,8 @@ class PIIPLlavaProcessor(LlavaProcessor):
         """Prepare a batch for ``generate``.
 
         Args:
-            images: an image, or all images of all texts in a list: PIL, arrays, paths or addresses.
+            images: an image, or all images of all texts in a list: PIL, arrays, paths or addresses. Files are
+                read by the rules of `piip.images`.
             text: one text or several, with ``<image>`` at the place of each image.
             padding: pad texts of unequal length, on ``padding_side``.
             add_special_tokens: begin each text with the tokenizer's special tokens.
@@ -141,7 +152,7 @@ class PIIPLlavaProcessor(LlavaProcessor):
         given = 0
         if images is not None:
             features = self.image_processor(
-                self.image_processor.fetch_images(images), return_tensors="pt", **image_options
+                self.image_processor.fetch_images(_files_opened(images)), return_tensors="pt", **image_options
             )
             given = len(features["pixel_values"])
         wanted = sum(each.count(IMAGE_TOKEN) for each in texts)

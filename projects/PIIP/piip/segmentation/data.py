@@ -14,15 +14,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.data.detection_utils import check_image_size, read_image
-from PIL import Image
+from detectron2.data.detection_utils import check_image_size
 
+from ..images import list_files, open_image, open_labels
 from .heads import IGNORED
 
 __all__ = ["SemanticMapper", "read_labels", "register_folders", "semantic_dicts"]
 
 _logger = logging.getLogger("detectron2.piip")
-_IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 
 Labels = npt.NDArray[np.uint8]
 
@@ -31,17 +30,13 @@ def read_labels(path: str | os.PathLike[str], num_classes: int, ignore_label: in
     """Classes ``(H, W)`` of a label map: a grey or palette PNG whose values, or indices, are classes.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        UnreadableFileError: it is missing, or no image that can be decoded.
         ValueError: it has several channels or more than 8 bits, or a value that is no class.
     """
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"label map {path} does not exist")
-    with Image.open(path) as image:
-        if image.mode not in ("L", "P", "1"):
-            raise ValueError(
-                f"label map {path} has the mode {image.mode}: expected 8 bits, grey or a palette"
-            )
-        labels: Labels = np.array(image, dtype=np.uint8)
+    image = open_labels(path)
+    if image.mode not in ("L", "P", "1"):
+        raise ValueError(f"label map {path} has the mode {image.mode}: expected 8 bits, grey or a palette")
+    labels: Labels = np.array(image, dtype=np.uint8)
     values = np.unique(labels)
     if (wrong := values[(values >= num_classes) & (values != ignore_label)]).size:
         raise ValueError(
@@ -82,11 +77,12 @@ class SemanticMapper:
         """Add "image" ``(3, H, W)`` uint8 and in training "sem_seg" ``(H, W)`` int64.
 
         Raises:
-            FileNotFoundError: there is no such image or label map.
+            UnreadableFileError: the image or label map is missing or cannot be decoded.
             ValueError: labels that are none, or of another size than the image.
         """
         record = copy.copy(record)
-        image = read_image(record["file_name"], self.image_format)
+        rgb = np.asarray(open_image(record["file_name"]))
+        image = rgb if self.image_format == "RGB" else rgb[:, :, ::-1]
         check_image_size(record, image)  # adds height and width where they are absent
         labels: Labels | None = None
         if self.is_train:
@@ -137,7 +133,7 @@ def register_folders(
 
 def _pairs(images: Path, labels: Path) -> list[dict[str, Any]]:
     """A record for each image that has a label map; the log says how many have none."""
-    files = sorted(file for file in images.iterdir() if file.suffix.lower() in _IMAGE_SUFFIXES)
+    files = list_files(images)
     pairs = [(file, labels / f"{file.stem}.png") for file in files]
     if missing := [image for image, label in pairs if not label.is_file()]:
         _logger.warning(f"{images}: left out {len(missing)} images without a label map, such as {missing[0]}")

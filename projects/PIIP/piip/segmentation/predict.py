@@ -12,7 +12,7 @@ from detectron2.data import Metadata
 from detectron2.utils.visualizer import ColorMode, Visualizer
 
 from ..engine.prediction.predict import LARGEST_PICTURE
-from ..engine.prediction.sources import Image
+from ..images import Image, write_image
 
 __all__ = ["SemanticRenderer"]
 
@@ -63,6 +63,4 @@ class SemanticRenderer:
 
     def save(self, output: dict[str, Any], picture: Path, size: tuple[int, int]) -> None:
         """Write the label map beside the picture, ``NAME.labels.png``, of the image's size."""
-        target = picture.with_suffix(".labels.png")
-        if not cv2.imwrite(str(target), self._labels(output, size)):
-            raise OSError(f"cannot write {target}")
+        write_image(picture.with_suffix(".labels.png"), self._labels(output, size))

@@ -17,12 +17,14 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from .... import require
 
 require.detectron2()
 
 from detectron2.config import instantiate
+from detectron2.data import DatasetMapper
 from detectron2.structures import BitMasks, Boxes, Instances
 from detectron2.utils.serialize import PicklableWrapper
 
@@ -161,6 +163,19 @@ def test_augmentations_reach_workers(config: str) -> None:
     again = pickle.loads(pickle.dumps(PicklableWrapper(made)))
     assert type(again) is type(made)
     assert len(again.augmentations.augs) == len(mapper.augmentations)
+
+
+def test_mappers_of_detectron2_read_upright_images_once(tmp_path: Path) -> None:
+    """A TIFF that Detectron2's own reader turns twice, and one of 12 bits that it makes black."""
+    upright = np.arange(4 * 6, dtype=np.uint8).reshape(4, 6) * 10
+    exif = Image.Exif()
+    exif[274] = 6
+    Image.fromarray(np.rot90(upright).copy()).save(tmp_path / "a.tif", exif=exif)
+    Image.fromarray(np.rot90(upright / 240 * 4095).astype(np.uint16)).save(tmp_path / "b.png", exif=exif)
+    mapper = DatasetMapper(is_train=False, augmentations=[], image_format="BGR")
+    for name, expected in (("a.tif", upright), ("b.png", np.rint(upright / 230 * 255))):
+        image = mapper({"file_name": str(tmp_path / name), "width": 6, "height": 4})["image"]
+        assert np.abs(image.numpy() - expected).max() <= (0 if name == "a.tif" else 11)
 
 
 def test_nothing_but_unreadable_images_is_an_error() -> None:

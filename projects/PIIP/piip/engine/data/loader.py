@@ -8,19 +8,36 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import detectron2.data
+import numpy as np
+import numpy.typing as npt
 import torch
+from detectron2.data import detection_utils
 from detectron2.data.common import DatasetFromList
 from detectron2.data.samplers import RepeatFactorTrainingSampler
 from detectron2.utils import comm
+from detectron2.utils.file_io import PathManager
 from detectron2.utils.serialize import PicklableWrapper
 from PIL.Image import DecompressionBombError
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from ...images import open_image
 from ...seeding import mix_seed, seed_all
 from .prefetch import Prefetcher
 from .workers import START_METHOD, preload, restart_on_worker_death, start_worker
 
 _logger = logging.getLogger("detectron2.piip")
+
+
+def _read_image(file_name: str, format: str | None = None) -> npt.NDArray[np.uint8]:
+    """`detectron2.data.detection_utils.read_image` by the rules of `piip.images`."""
+    image = open_image(PathManager.get_local_path(file_name))
+    array: npt.NDArray[np.uint8] = detection_utils.convert_PIL_to_numpy(image, format)
+    return array
+
+
+# Where Detectron2's mappers look it up. Its own turns TIFF files twice and makes 16 bits white.
+detection_utils.read_image = _read_image
+
 
 Draw = tuple[int, int]
 """Index into the dataset, and the number of this draw since training began (over all ranks)."""

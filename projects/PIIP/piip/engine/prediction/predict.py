@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-import cv2
 import detectron2.data.transforms as T
 import numpy as np
 import torch
@@ -21,6 +20,7 @@ from omegaconf import DictConfig
 from tqdm import tqdm
 
 from ...backbone import PIIP
+from ...images import Image, write_image
 from ...numerics import autocast
 from ..checkpoints.checkpoint import METADATA, Checkpointer
 from ..evaluation import with_tta
@@ -29,10 +29,8 @@ from ..renderer import Renderer, unused_name
 from .sinks import JsonWriter, VideoWriter
 from .sources import (
     Frame,
-    Image,
     LiveFrames,
     Skipped,
-    UnreadableFileError,
     expand_inputs,
     is_stream,
     open_stream,
@@ -42,11 +40,9 @@ from .sources import (
 
 __all__ = [
     "LARGEST_PICTURE",
-    "Image",
     "Predictor",
     "Predicts",
     "Report",
-    "UnreadableFileError",
     "expand_inputs",
     "predict",
 ]
@@ -233,8 +229,7 @@ class _Results:
     def _picture(self, source: Path, image: Image, drawn: Image, output: dict[str, Any]) -> None:
         suffix = source.suffix.lower()
         target = self._target(source, suffix if suffix in _DRAWN_SUFFIXES else ".png")
-        if not cv2.imwrite(str(target), drawn):
-            raise OSError(f"cannot write {target}")
+        write_image(target, drawn)
         self.renderer.save(output, target, (image.shape[0], image.shape[1]))
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import cv2
 
-from .sources import Image
+from ...images import Image
 
 __all__ = ["JsonWriter", "VideoWriter"]
 

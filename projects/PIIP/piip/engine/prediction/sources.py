@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import TypeVar
 
 import cv2
-import numpy as np
-from detectron2.data.detection_utils import read_image
-from PIL.Image import DecompressionBombError
 
-from ..renderer import Image
+from ...images import IMAGE_SUFFIXES, Image, UnreadableFileError, check_regular, list_files, read_image
+
+read_image_file = read_image  # until the web page reads by `piip.images` itself
 
 __all__ = [
     "IMAGE_SUFFIXES",
@@ -34,7 +33,6 @@ __all__ = [
     "read_image_file",
 ]
 
-IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 VIDEO_SUFFIXES = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm"})
 
 _DEFAULT_RATE = 25.0
@@ -78,10 +76,6 @@ class Skipped:
     reason: str
 
 
-class UnreadableFileError(Exception):
-    """An input that is missing or cannot be decoded."""
-
-
 def expand_inputs(inputs: Iterable[str]) -> list[Path]:
     """Files meant by names of files, folders (their images and videos, not deeper) and globs, in order.
 
@@ -91,7 +85,7 @@ def expand_inputs(inputs: Iterable[str]) -> list[Path]:
     for name in inputs:
         path = Path(name)
         if path.is_dir():
-            files += sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES | VIDEO_SUFFIXES)
+            files += list_files(path, IMAGE_SUFFIXES | VIDEO_SUFFIXES)
         elif path.exists():
             files.append(path)
         else:
@@ -104,33 +98,17 @@ def is_stream(name: str) -> bool:
     return "://" in name or (name.isdecimal() and not Path(name).exists())
 
 
-def read_image_file(path: Path) -> Image:
-    """The image in a file, upright as its EXIF data say.
-
-    Raises:
-        UnreadableFileError: it is missing, or no image that can be decoded.
-    """
-    try:
-        return np.ascontiguousarray(read_image(str(path), format="BGR"))
-    except (
-        OSError,
-        ValueError,
-        SyntaxError,
-        DecompressionBombError,
-    ) as error:  # what Pillow raises on broken files
-        raise UnreadableFileError(str(error)) from error
-
-
 def read_files(files: Iterable[Path]) -> Iterator[Frame | Skipped]:
     """Every image, and every frame of every video, in order; what cannot be read as :class:`Skipped`."""
     for path in files:
         try:
             if path.suffix.lower() in VIDEO_SUFFIXES:
+                check_regular(path)
                 yield from _recorded(cv2.VideoCapture(str(path)), path)
             else:
-                yield Frame(read_image_file(path), path)
+                yield Frame(read_image(path), path)
         except UnreadableFileError as error:
-            yield Skipped(path, str(error))
+            yield Skipped(path, error.reason)
 
 
 def open_stream(name: str) -> Generator[Frame, None, None] | LiveFrames:
@@ -178,7 +156,7 @@ def _recorded(capture: cv2.VideoCapture, source: Path | str) -> Iterator[Frame]:
     finally:
         capture.release()
     if number == 0:
-        raise UnreadableFileError("no frame can be read: missing, or not a video")
+        raise UnreadableFileError(source, "no frame can be read: missing, or not a video")
 
 
 class LiveFrames(Iterator[Frame]):
