@@ -114,7 +114,7 @@ def test_comparison_sees_what_differs() -> None:
 
 def test_no_image_to_compare_with() -> None:
     model = small("classifier")
-    with pytest.raises(ValueError, match="there is no image to compare with"):
+    with pytest.raises(ValueError, match="no image to compare on"):
         check(model, model.module, [])
 
 

@@ -1,4 +1,4 @@
-"""Branch families: one a file."""
+"""Branch families, one per file."""
 
 from .base import Branch, Pretrained
 from .beit import BEiTBranch

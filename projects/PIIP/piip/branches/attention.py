@@ -65,7 +65,8 @@ def window_merge(windows: Tensor, batch: int, height: int, width: int) -> Tensor
     )  # (B, nH, size, nW, size, C)
     x = x.reshape(batch, rows * size, columns * size, channels)
     if torch.compiler.is_compiling():
-        # a slice is contiguous or not, depending on whether it cuts anything off; the graph must not ask
+        # whether a slice is contiguous depends on whether it cuts anything off; the graph must not
+        # depend on it
         kept_rows, kept_columns = (torch.arange(n, device=x.device) for n in (height, width))
         return x.index_select(1, kept_rows).index_select(2, kept_columns)
     return x[:, :height, :width]

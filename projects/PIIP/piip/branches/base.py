@@ -1,4 +1,4 @@
-"""What the image pyramid asks of a branch."""
+"""The interface of a branch."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Pretrained:
 class Branch(nn.Module, ABC):
     """One model of the pyramid, run block by block on a token map.
 
-    A family of models becomes usable in PIIP by building ``self.blocks`` and answering three questions: how
+    A family of models becomes a branch by building ``self.blocks`` and defining three things: how
     an image becomes the first token map (:meth:`embed`), and how wide (:meth:`channels`) and how coarse
     (:meth:`stride`) the map is after a given block. One with tokens beside its map hands them over in
     :meth:`prefix_tokens`.
@@ -94,7 +94,7 @@ class Branch(nn.Module, ABC):
         """Image pixels per token, along one side, after ``block``."""
 
     def decay_depth(self, parameter: str) -> int | None:
-        """How deep a parameter lies, for layer-wise learning-rate decay.
+        """Depth of a parameter, for layer-wise learning-rate decay.
 
         Args:
             parameter: its name within the branch.

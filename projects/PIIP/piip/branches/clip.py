@@ -103,7 +103,7 @@ class _Embeddings(nn.Module):
         self.position_embedding = nn.Embedding(1 + grid**2, hidden_size)
 
     def reset_parameters(self) -> None:
-        """As CLIP starts."""
+        """Initialise as CLIP does."""
         size = self.class_embedding.shape[0]
         nn.init.normal_(self.class_embedding, std=size**-0.5)
         nn.init.normal_(self.patch_embedding.weight, std=0.02)
@@ -128,7 +128,7 @@ class _Embeddings(nn.Module):
 class CLIPBranch(Branch):
     """CLIP's image encoder, stepped layer by layer, without its last norm.
 
-    Its class token attends along and takes no part in interactions. Positions are resized bicubically at each
+    Its class token takes part in attention, not in interactions. Positions are resized bicubically at each
     forward pass, but for the class token's own. Names of parameters are Hugging Face's, but for "blocks".
 
     Args:
@@ -172,7 +172,7 @@ class CLIPBranch(Branch):
             CLIPLayer(hidden_size, intermediate_size, num_heads, layer_norm_eps, hidden_act)
             for _ in range(num_layers)
         )
-        # in every checkpoint, and used by nothing: kept so that they fit, frozen
+        # in every checkpoint, but unused: kept so that checkpoints fit, frozen
         self.post_layernorm = nn.LayerNorm(hidden_size, eps=layer_norm_eps).requires_grad_(False)
         self.reset_parameters()
 

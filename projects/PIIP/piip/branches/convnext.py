@@ -60,7 +60,7 @@ class _Stage(nn.Module):
         )
 
     def layers(self) -> list[nn.Module]:
-        """What is called, in order."""
+        """The modules that are called, in order."""
         return [*([] if self.downsample is None else [self.downsample]), *self.blocks]
 
 
@@ -100,7 +100,7 @@ class ConvNeXtBranch(Branch):
             for i, (depth, end) in enumerate(zip(depths, ends, strict=True))
         ]
         self.stages = nn.ModuleList(stages)
-        # published checkpoints carry the classifier's norm, which nothing uses: kept so that they fit, frozen
+        # published checkpoints hold the classifier's norm, unused here: kept so that they fit, frozen
         self.norm = nn.LayerNorm(dims[-1], eps=1e-6).requires_grad_(False)
         # a plain list: the modules have their names, as in timm, through the stages
         self.blocks = [layer for stage in stages for layer in stage.layers()]

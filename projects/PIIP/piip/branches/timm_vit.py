@@ -51,7 +51,7 @@ def build_timm(name: str, options: Mapping[str, Any], **loading: Any) -> nn.Modu
     if not is_model_in_modules(architecture, _MODULES):
         raise ValueError(f"timm's '{architecture}' cannot be a branch: {_FITS}")
     if "patch_drop_rate" in options:
-        raise ValueError("patch_drop_rate leaves holes in the map that a branch hands on: leave it out")
+        raise ValueError("patch_drop_rate leaves holes in the token map: leave it out")
     if not is_model_in_modules(architecture, ["vision_transformer_sam"]):
         options = {**options, "dynamic_img_size": True}
     try:
@@ -72,7 +72,7 @@ class TimmBranch(Branch):
 
     With global attention the map after block i is that of timm's ``forward_intermediates(norm=False)``, at
     any size of image. Absolute positions are resized to the map as timm does (bicubic, antialiased), rotary
-    ones are computed for its grid. Class and register tokens attend along in every block and take no part in
+    ones are computed for its grid. Class and register tokens take part in attention, not in
     interactions.
 
     In a window (no model here but SAM was trained with any) a token sees its window's tokens and the class

@@ -29,7 +29,7 @@ def anchors(cells: Tensor, height: int, width: int, stride: int, offset: float) 
 
 
 def clip(boxes: Tensor, size: Size) -> Tensor:
-    """Boxes ``(..., 4)``, (x1, y1, x2, y2), cut to the image."""
+    """Clip boxes ``(..., 4)``, (x1, y1, x2, y2), to the image."""
     height, width = size
     x1, y1, x2, y2 = boxes.unbind(-1)
     return torch.stack(
@@ -43,10 +43,10 @@ def nonempty(boxes: Tensor, threshold: float = 0.0) -> Tensor:
 
 
 def _suppress(boxes: Tensor, scores: Tensor, threshold: float) -> Tensor:
-    """Indices of the boxes that survive non-maximum suppression, best first, and of two more past the end.
+    """Indices of the boxes that NMS keeps, best first, and of two dummy boxes past the end.
 
-    torchvision tells a tracer that at least two boxes survive, which the graph then insists on: two more, the
-    worst, which meet no other, make it true.
+    torchvision tells a tracer that at least two boxes are kept, and the graph then requires it. Two
+    dummy boxes with the lowest score, which overlap no other, make it true.
     """
     far = boxes.new_tensor([[-4.0, -4.0, -3.0, -3.0], [-2.0, -2.0, -1.0, -1.0]])
     worst = scores.new_full((2,), -torch.inf)
@@ -54,15 +54,15 @@ def _suppress(boxes: Tensor, scores: Tensor, threshold: float) -> Tensor:
 
 
 def suppressed(boxes: Tensor, scores: Tensor, threshold: float) -> Tensor:
-    """Scores ``(N,)``, those that non-maximum suppression takes away replaced by -inf.
+    """Scores ``(N,)``; -inf for the boxes that NMS removes.
 
-    The number of survivors is only known when a model runs; as many scores as there were boxes keep it out of
-    all that follows.
+    The number of boxes kept is only known when a model runs. Keeping all ``N`` scores keeps that number
+    out of the rest of the graph.
 
     Args:
         boxes: ``(N, 4)``, not negative.
         scores: ``(N,)``.
-        threshold: overlap from which the lesser box goes.
+        threshold: IoU above which the box with the lower score is removed.
     """
     kept = _suppress(boxes, scores, threshold)
     survives = torch.zeros(boxes.shape[0] + 2, dtype=torch.bool, device=boxes.device)
@@ -71,7 +71,7 @@ def suppressed(boxes: Tensor, scores: Tensor, threshold: float) -> Tensor:
 
 
 def suppressed_by_class(boxes: Tensor, scores: Tensor, classes: Tensor, threshold: float) -> Tensor:
-    """Indices of the boxes that non-maximum suppression within each class keeps, best first.
+    """Indices of the boxes that NMS within each class keeps, best first.
 
     As torchvision does it for up to a thousand boxes: classes are moved apart so that none of their boxes
     meet.
@@ -79,7 +79,7 @@ def suppressed_by_class(boxes: Tensor, scores: Tensor, classes: Tensor, threshol
     Args:
         boxes: ``(N, 4)``, not negative.
         scores, classes: ``(N,)``.
-        threshold: overlap from which the lesser box of a class goes.
+        threshold: IoU above which the box with the lower score is removed.
     """
     largest = torch.cat([boxes.flatten(), boxes.new_zeros(1)]).max()  # there may be no box
     offsets = classes.to(boxes.dtype) * (largest + 1)
@@ -90,8 +90,8 @@ def suppressed_by_class(boxes: Tensor, scores: Tensor, classes: Tensor, threshol
 def paste_masks(masks: Tensor, boxes: Tensor, size: Size) -> Tensor:
     """Probabilities of masks in the frame of their boxes, at every pixel of the image, ``(N, H, W)``.
 
-    Detectron2 samples bilinearly with zeros outside. That is separable: a weight for each row of the mask and
-    row of the image, times one for each column, which takes two matrix products and no grid.
+    Detectron2 samples bilinearly with zeros outside. That is separable: two matrix products, one over
+    rows and one over columns, and no sampling grid.
 
     Args:
         masks: ``(N, M, M)``.

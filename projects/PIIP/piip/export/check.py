@@ -1,4 +1,4 @@
-"""Whether an exported model says the same as the model it was made of."""
+"""Compare the outputs of an exported model with those of the original."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ def check(model: Exportable, run: Run, images: Sequence[Tensor]) -> Report:
         ValueError: there is no image, or one is of a size that the model does not take.
     """
     if not images:
-        raise ValueError("there is no image to compare with: give some")
+        raise ValueError("no image to compare on: give some")
     report = Report()
     for number, image in enumerate(images):
         _check_size(model, image)
@@ -163,8 +163,7 @@ def _on_cpu(output: dict[str, Any]) -> dict[str, Tensor]:
 def timed(run: Callable[[], _Output]) -> tuple[_Output, float]:
     """What a run returns, and the milliseconds it took, on an idle processor.
 
-    A rest comes before it: ONNX Runtime's threads go on spinning when they are done, and would be in the way
-    of the run after.
+    A rest comes before it: ONNX Runtime's threads keep spinning after a run and would slow down the next one.
     """
     time.sleep(_REST)
     start = time.perf_counter()

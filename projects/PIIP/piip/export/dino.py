@@ -14,7 +14,7 @@ __all__ = ["ExportableDINO"]
 
 
 class ExportableDINO(nn.Module):
-    """What a DINO finds in images of one size, each with its own padding only, as the detector has it."""
+    """Detections of a DINO in images of one size. Each image has only its own padding, as in the detector."""
 
     def __init__(self, model: DINODetector) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""What cannot be exported, and why, in one line."""
+"""Errors that name the module that cannot be exported, and the reason, in one line."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ class ExportError(ValueError):
 
 
 def expect(part: str, module: Any, *kinds: type) -> None:
-    """Refuse a part of another kind than those whose computation is written down here.
+    """Refuse a module whose class is none of ``kinds``.
 
-    Subclasses are refused, too: they may compute something else.
+    Subclasses are refused as well: they may compute something else.
 
     Raises:
         ExportError: naming the part.
@@ -29,16 +29,16 @@ def expect(part: str, module: Any, *kinds: type) -> None:
     if type(module) not in kinds:
         known = " or a ".join(kind.__name__ for kind in kinds)
         raise ExportError(
-            f"{part} is a {type(module).__name__}, which cannot be exported: it would have to be a {known}"
+            f"{part} is a {type(module).__name__}, which cannot be exported: expected a {known}"
         )
 
 
 def blame(model: nn.Module, error: Exception) -> ExportError:
-    """An error that a tracer raised inside a model, as one that names the part and the reason.
+    """Turn an error raised while tracing a model into one that names the module and the reason.
 
     Args:
         model: what was traced.
-        error: what came of it; the innermost module on its stack is the part.
+        error: what tracing raised; the innermost module on its stack is named.
     """
     names = {id(module): name for name, module in model.named_modules()}
     part, kind = "", type(model).__name__
@@ -51,11 +51,11 @@ def blame(model: nn.Module, error: Exception) -> ExportError:
 
 
 def blame_operator(program: ExportedProgram, error: Exception) -> ExportError:
-    """An error about an operator of a graph as one that names the part the operator is in and the reason.
+    """Turn an error about an operator of a graph into one that names the operator's module and the reason.
 
     Args:
         program: the graph.
-        error: what came of translating it; the operator is the first whose name it or its cause mentions.
+        error: what translation raised; the first operator that it or its cause mentions is named.
     """
     reasons = [str(cause) for cause in _causes(error)]
     text = "\n".join(reasons)
@@ -68,7 +68,7 @@ def blame_operator(program: ExportedProgram, error: Exception) -> ExportError:
 
 
 def _causes(error: BaseException) -> list[BaseException]:
-    """An error and what it came of, the outermost first."""
+    """An error and its causes, outermost first."""
     causes = [error]
     while causes[-1].__cause__ is not None:
         causes.append(causes[-1].__cause__)
@@ -76,6 +76,6 @@ def _causes(error: BaseException) -> list[BaseException]:
 
 
 def _first_line(text: str) -> str:
-    """Shortened, for some list every parameter of the model."""
+    """The first line, shortened: some errors list every parameter of the model."""
     line = next((line.strip() for line in text.splitlines() if line.strip()), "no reason given")
     return line if len(line) <= _LONGEST else f"{line[:_LONGEST]} ..."

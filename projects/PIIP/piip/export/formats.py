@@ -1,4 +1,4 @@
-"""Models written to files that run without the code they were made of, and read again."""
+"""Write models to files that run without this package's model code, and read them back."""
 
 from __future__ import annotations
 
@@ -47,20 +47,20 @@ def trace(model: Exportable) -> ExportedProgram:
     shape = next(node for node in program.graph.nodes if node.name == name).meta["val"].shape
     symbols = {str(symbol) for symbol in program.range_constraints}
     for axis in free:
-        # a size that some operator asked for as a number stays a symbol, but leaves the free ones
+        # a size that an operator needed as a number stays a symbol, but is no longer free
         if str(shape[axis]) not in symbols:
             size = model.example().shape[axis]
-            raise ExportError(f"the graph would hold for a {_AXES[axis]} of {size} only")
+            raise ExportError(f"the exported graph would only accept a {_AXES[axis]} of {size}")
         if axis and model.smallest > 1:
             _widen(program, shape[axis].node.expr, model.smallest)
     return program
 
 
 def _widen(program: ExportedProgram, side: Any, smallest: int) -> None:
-    """Let a side be as small as one window of the model.
+    """Allow a side to be as small as one window of the model.
 
-    A graph traced with several windows of an image asks for several, for what is contiguous with one window
-    is another question to the tracer; it holds for one, too.
+    A graph traced with several windows requires several, because contiguity differs for a single window. The
+    graph is correct for one window as well.
     """
     bounds = program.range_constraints[side]
     if smallest < bounds.lower:
@@ -116,8 +116,8 @@ def _write_onnx(model: Exportable, program: ExportedProgram, path: Path) -> None
 def _write_aotinductor(program: ExportedProgram, path: Path) -> None:
     from torch._inductor import aoti_compile_and_package
 
-    # Left to choose layouts, the compiler gives a convolution over boxes whose number only a run knows memory
-    # in one order and reads it in another: an R-CNN's heads then say something else, without an error.
+    # With its own choice of layouts, the compiler writes the input of a convolution over a dynamic number of
+    # boxes in one order and reads it in another: an R-CNN's heads are then wrong, without an error.
     settings = {"layout_optimization": False}
     try:
         aoti_compile_and_package(program, package_path=str(path), inductor_configs=settings)
@@ -128,8 +128,8 @@ def _write_aotinductor(program: ExportedProgram, path: Path) -> None:
 def load(model: Exportable, kind: str, path: Path) -> Run:
     """Read a file that :func:`write` wrote."""
     if kind == "torch-export":
-        # Its guards are also about what is contiguous where no size is 1, and would refuse one image, or one
-        # window of it, for which the graph holds: that it does is for a comparison to say.
+        # Guards on contiguity would refuse a batch of one image, or a single window, for which the graph is
+        # correct; `compare` checks the results instead.
         return torch.export.load(path).module(check_guards=False)
     if kind == "onnx":
         return _load_onnx(path, model.outputs)

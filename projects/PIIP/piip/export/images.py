@@ -1,4 +1,4 @@
-"""Images: padded within a graph, and read to try it with."""
+"""Padding of images inside an exported graph, and images to test it with."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ def read_images(
 ) -> list[Tensor]:
     """Images as a config's model gets them in evaluation.
 
-    Every fourth is stretched by an eighth in height and a quarter in width: an export must hold for more than
-    the size of one data set.
+    Every fourth is resized to another shape (an eighth higher, a quarter wider), which exposes graphs
+    that only work for one size.
 
     Args:
         cfg: a LazyConfig; its `dataloader.test` says which images there are and how they are resized.

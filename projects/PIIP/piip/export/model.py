@@ -40,7 +40,7 @@ class _Module(Protocol):
 
 @dataclass(frozen=True)
 class Exportable:
-    """A model ready to be traced, and what it is compared with.
+    """A model ready for tracing, and the original to compare it with.
 
     Attributes:
         module: from images ``(B, 3, H, W)``, 0 to 255, to a dict of tensors.
@@ -65,7 +65,8 @@ class Exportable:
         return cast(_Module, self.module).outputs
 
     def example(self) -> Tensor:
-        """Images to trace with: sizes that are neither equal nor special, so that no coincidence is kept."""
+        """Images for tracing, of unequal, unspecial sizes, so that the tracer sees no coincidence as a
+        rule."""
         height, width = self.side + 32, self.side + 64
         if self.largest is not None:
             height, width = self.largest // 4 * 3, self.largest // 8 * 5
@@ -78,7 +79,7 @@ class Exportable:
 
     @torch.inference_mode()
     def reference(self, image: Tensor) -> dict[str, Tensor]:
-        """What the original says of one image ``(3, H, W)``, under the names and in the shapes exported."""
+        """Outputs of the original for one image ``(3, H, W)``, with the exported names and shapes."""
         if isinstance(self.module, ExportableClassifier):
             module = self.module
             return {"logits": module.model((image[None] - module.pixel_mean) / module.pixel_std)}

@@ -1,4 +1,4 @@
-"""This package's operators in terms of standard ones, for files that must run without it."""
+"""Decompositions of this package's operators into standard ones, for files that must run without it."""
 
 from __future__ import annotations
 

@@ -29,17 +29,17 @@ _LEVEL_EPS = 1e-8  # likewise
 
 
 class ExportableRCNN(nn.Module):
-    """What a trained R-CNN of Detectron2 makes of one image, without lists of `Instances`.
+    """Inference of a Detectron2 R-CNN on one image, as functions of tensors without `Instances`.
 
-    The modules are the detector's own; what lies between them is Detectron2's inference, with the same
-    results. Where it takes rows out of a list, they are given a score of -inf here, so that the number of
-    those left does not spread through the graph.
+    The modules are the detector's own. The code between them repeats Detectron2's inference with the same
+    results. Where Detectron2 removes rows, they get a score of -inf here, so that the number of remaining
+    rows does not enter the graph.
 
     Args:
         model: the detector: one box head or a cascade, with masks or without.
 
     Raises:
-        ExportError: it has a part whose computation is not written down here.
+        ExportError: a module computes something that is not implemented here.
     """
 
     def __init__(self, model: GeneralizedRCNN) -> None:
@@ -167,7 +167,7 @@ def pool(pooler: ROIPooler, levels: Sequence[Tensor], boxes: Tensor) -> Tensor:
 
 
 def _check(model: GeneralizedRCNN) -> None:
-    """Raise an ExportError for a part that computes something else than what is written down here."""
+    """Raise an ExportError for a module whose computation is not implemented here."""
     generator, heads = model.proposal_generator, model.roi_heads
     expect("proposal_generator", generator, RPN, ReleasedRPN)
     expect("proposal_generator.anchor_generator", generator.anchor_generator, DefaultAnchorGenerator)

@@ -1,4 +1,4 @@
-"""Segmentors from images to logits, their windows as one batch."""
+"""Segmentors from images to logits, with all windows in one batch."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ __all__ = ["ExportableSegmentor"]
 class ExportableSegmentor(nn.Module):
     """A segmentor on images of one size.
 
-    Where the model looks at overlapping windows, all of them go through the network together, and images must
-    have at least a window's height and width.
+    A model with overlapping windows runs all of them in one batch; images must be at least as large as a
+    window.
     """
 
     def __init__(self, model: Segmentor) -> None:
@@ -29,7 +29,7 @@ class ExportableSegmentor(nn.Module):
 
     @property
     def smallest(self) -> int:
-        """Height and width that images must have at least, in pixels."""
+        """Smallest height and width of images, in pixels."""
         return 1 if self.model.stride is None else self.model.crop_size
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
@@ -74,6 +74,6 @@ def _starts(length: int, crop: int, stride: int, device: torch.device) -> Tensor
 
 
 def _counts(places: Tensor, length: int) -> Tensor:
-    """How many windows look at each pixel of a side, ``(length,)`` float32."""
+    """Number of windows that cover each pixel of a side, ``(length,)`` float32."""
     ones = torch.ones_like(places, dtype=torch.float32)
     return torch.zeros(length, device=places.device).index_add(0, places, ones)

@@ -1,4 +1,4 @@
-"""What a model really costs: fvcore on the model itself, sorted into its parts."""
+"""The actual cost of a model: fvcore on the model itself, sorted by component."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a count says: a tree of parts, and ways to write it down."""
+"""The result of a count: a tree of components, and its text formats."""
 
 from __future__ import annotations
 

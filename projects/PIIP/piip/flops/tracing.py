@@ -47,7 +47,7 @@ def _attention(inputs: list[Any], outputs: list[Any]) -> int:
 
 
 def _deform_attn(weights: int) -> Callable[[list[Any], list[Any]], int]:
-    """A handler for deformable attention: 4 multiply-adds a channel to interpolate a point, 1 to weight it.
+    """A handler for deformable attention: 4 multiply-adds per channel to interpolate a point, 1 to weight it.
 
     Input 0 is value (B, S, heads, C), input ``weights`` is (B, Q, heads, points) or (B, Q, heads, levels,
     points).

@@ -1,4 +1,4 @@
-"""Models as fast as they get, at the price of no longer being trainable."""
+"""Faster inference; an optimised model can no longer be trained."""
 
 from .optimize import optimize_for_inference
 

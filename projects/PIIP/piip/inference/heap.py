@@ -1,4 +1,4 @@
-"""Memory that stays with the process."""
+"""Keep freed memory in the process."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ _TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4
 
 @functools.cache
 def keep_heap_warm() -> bool:
-    """Let the C library keep memory that tensors leave, for the rest of the process.
+    """Let the C library keep memory that tensors free, for the rest of the process.
 
-    By default glibc maps every tensor above 32 MB (at first: 128 KB) anew and unmaps it afterwards, so that
-    each operator pays for fetching zeroed pages: a fifth of a large convolution's time. The price is that
-    memory stays at its peak.
+    By default glibc maps every tensor above 32 MB (at first: 128 KB) again and unmaps it afterwards, so
+    each operator pays for zeroed pages: a fifth of a large convolution's time. The price is that memory stays
+    at its peak.
 
     Returns:
         Whether it took effect: on Linux with glibc.

@@ -31,7 +31,7 @@ class HalfPrecisionNorm(nn.Module):
         self.norm = norm
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise ``x``; in another type than the weights' as without this class."""
+        """Normalise ``x``. If its dtype is not that of the weights, this is the wrapped norm."""
         if x.dtype != next(self.norm.parameters()).dtype:
             normalised: Tensor = self.norm(x)
             return normalised

@@ -1,4 +1,4 @@
-"""One call that makes a model fast."""
+"""`optimize_for_inference`: one call for all optimisations."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _DTYPES = (torch.float32, torch.bfloat16)
 
 
 def optimize_for_inference(model: Model, dtype: torch.dtype = torch.float32) -> Model:
-    """Make a trained model as fast as it gets, for inference only.
+    """Make a trained model faster, for inference only.
 
     What can be multiplied into weights is (layer scales, gammas of interactions, scalars of the merge, 1x1
     convolutions after deconvolutions); convolutions become channels-last, which is how token maps lie in
@@ -52,7 +52,7 @@ def optimize_for_inference(model: Model, dtype: torch.dtype = torch.float32) -> 
     if dtype not in _DTYPES:
         raise ValueError(f"dtype {dtype} is not supported: use torch.float32 or torch.bfloat16")
     if "forward" in vars(model):
-        raise ValueError("the model's forward is replaced already: optimise a model once, as it was built")
+        raise ValueError("the model's forward was replaced already: optimise a model only once")
     model.requires_grad_(False)
     for module in list(model.modules()):
         if isinstance(module, Foldable):

@@ -1,4 +1,4 @@
-"""Linear layers whose weights lie as oneDNN's kernels read them."""
+"""Linear layers with weights packed in the layout of oneDNN's kernels."""
 
 from __future__ import annotations
 

@@ -115,7 +115,7 @@ def _places(
         axes.append(start[:, axis, None, None] + bin_size * corner + bin_size * inside[:, None, :, axis])
     n, shape = len(start), (len(start), *grid, points)
     y, x = axes[0][:, :, None].expand(shape), axes[1][:, None].expand(shape)
-    # outside by more than a pixel nothing is seen, at the border the border
+    # more than a pixel outside: zero; closer: the border's value
     seen = (y >= -1) & (y <= size[0]) & (x >= -1) & (x <= size[1]) & used[:, None, None]
     places = torch.stack(
         [(v.clamp(0, length - 1) + 0.5) / length for v, length in ((x, size[1]), (y, size[0]))], -1

@@ -1,1 +1,1 @@
-"""Models by name, for those who start from Python rather than from a config."""
+"""Models by name, for use from Python without a config."""

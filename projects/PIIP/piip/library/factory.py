@@ -1,4 +1,4 @@
-"""`create_model`: the published models by name, as timm has its own."""
+"""`create_model`: the published models by name, with timm's conventions."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def create_model(
 
 
 def _classes(state: Mapping[str, Tensor] | None, asked: int | None) -> int:
-    """Number of classes of the weights, where there are some, otherwise of the model that is asked for."""
+    """Number of classes of the weights if there are weights, otherwise of the requested model."""
     if state is None:
         return 1000 if asked is None else asked
     heads = [state[key] for key in ("head.heads.0.weight", "head.head.weight") if key in state]

@@ -1,4 +1,4 @@
-"""The published models with what timm's and Hugging Face's users expect of a model."""
+"""The published models with the interfaces of timm and the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class _OnHub(  # type: ignore[call-arg]  # huggingface_hub is followed by no typ
 
     @classmethod
     def _from_pretrained(cls, *, strict: bool = True, **options: Any) -> Any:
-        # the mixin itself would pass over tensors that are missing
+        # the mixin itself would ignore missing tensors
         return super()._from_pretrained(strict=strict, **options)
 
 
@@ -86,7 +86,7 @@ class PyramidFeatures(PublishedBackbone):
 
 
 def _branch_maps(piip: PIIP) -> list[dict[str, Any]]:
-    """`feature_info` of the maps a classifier's head looks at, finest first."""
+    """`feature_info` of the maps that a classifier's heads read, finest first."""
     last = piip.num_stages - 1
     if piip.merge is not None:
         return [{"num_chs": piip.out_channels, "reduction": piip.stride, "module": "piip.merge"}]

@@ -1,4 +1,4 @@
-"""What a whole detector costs: backbone, neck and heads, for one image."""
+"""The cost of a whole detector, backbone, neck and heads, for one image."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ __all__ = ["detector_cost", "find_trunk", "load_detector", "own_input_size"]
 
 
 def find_trunk(backbone: nn.Module) -> tuple[str, nn.Module]:
-    """The part of a Detectron2 backbone below its neck, with its name.
+    """The network of a Detectron2 backbone below its neck, with its name.
 
     That is the PIIP where there is one; otherwise what a feature pyramid is built on.
 

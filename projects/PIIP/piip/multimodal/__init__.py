@@ -1,8 +1,7 @@
-"""PIIP as the eyes of a language model.
+"""PIIP-LLaVA: PIIP as the vision encoder of a language model.
 
-Tower and projector (:func:`piip.official.build_tower`) need nothing but the core. What joins them to a
-language model needs transformers, is imported when first asked for, and tells transformers' Auto classes of
-itself then.
+Tower and projector (:func:`piip.official.build_tower`) need only the core. The classes around a language
+model need transformers; they are imported on first use and then registered with transformers' Auto classes.
 """
 
 from __future__ import annotations

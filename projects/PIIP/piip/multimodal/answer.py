@@ -1,4 +1,4 @@
-"""Asking a PIIP-LLaVA: one question, or all of a data set against the answers that are known."""
+"""Ask a PIIP-LLaVA one question, or all questions of a data set with known answers."""
 
 from __future__ import annotations
 
@@ -52,7 +52,8 @@ def ask(
 
 
 def _questions(entries: Sequence[Mapping[str, Any]], images: Path) -> Iterator[tuple[Path, str, str]]:
-    """Image, question and known answer of every turn about an image, as if each came first."""
+    """Image, question and known answer of every turn about an image; each is asked without the turns
+    before."""
     for entry in entries:
         turns = entry["conversations"]
         for question, answer in zip(turns[::2], turns[1::2], strict=False):

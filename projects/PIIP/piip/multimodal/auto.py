@@ -1,4 +1,4 @@
-"""Tells transformers' Auto classes of the models here, and loads a whole model from a folder."""
+"""Register the models with transformers' Auto classes, and load a whole model from a folder."""
 
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ AutoProcessor.register(PIIPLlavaConfig, PIIPLlavaProcessor, exist_ok=True)
 
 
 def load(folder: str | Path, **options: Any) -> tuple[PIIPLlavaForConditionalGeneration, PIIPLlavaProcessor]:
-    """A model and its processor from a folder, or a name on the Hugging Face hub; whole, or not at all.
+    """A model and its processor from a folder, or a name on the Hugging Face hub. Missing tensors are an
+    error.
 
     Args:
         folder: what ``save_pretrained`` or ``tools/convert_checkpoint.py`` wrote.

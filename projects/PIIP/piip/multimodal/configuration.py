@@ -1,4 +1,4 @@
-"""What a PIIP-LLaVA is made of, as ``config.json`` has it."""
+"""Configuration of a PIIP-LLaVA: the contents of ``config.json``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Conversations as LLaVA's files hold them, written out as the text that a model is trained on."""
+"""Turn conversations in LLaVA's format into the text that a model is trained on."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def _template(name: str) -> Template:
 
 
 def _question(text: str) -> str:
-    """What was asked, its image first and on a line of its own."""
+    """The question, with its image first, on a line of its own."""
     images = text.count(IMAGE_TOKEN)
     return f"{IMAGE_TOKEN}\n" * images + text.replace(IMAGE_TOKEN, "").strip()
 

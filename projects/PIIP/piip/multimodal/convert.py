@@ -1,4 +1,4 @@
-"""Released PIIP-LLaVA checkpoints to folders of transformers and back, shard by shard."""
+"""Convert released PIIP-LLaVA checkpoints to transformers folders and back, shard by shard."""
 
 from __future__ import annotations
 
@@ -186,7 +186,7 @@ def _to_official(source: Path, target: Path) -> list[str]:
 
 
 def _parts(shapes: Mapping[str, torch.Size]) -> list[str]:
-    """A line for each part of a model, by our names, with its parameters."""
+    """One line per component of a model, by our names, with its parameters."""
     names = {
         "model.vision_tower.": "vision tower",
         "model.multi_modal_projector.": "projector",

@@ -1,4 +1,4 @@
-"""LLaVA's data: a json of conversations, some of them about an image in a folder."""
+"""LLaVA's data format: a JSON list of conversations, some about an image in a folder."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ class Conversations(Dataset[dict[str, Any]]):
             if name not in self._named:
                 self._named.add(name)
                 reason = error.reason if isinstance(error, UnreadableFileError) else error
-                _logger.warning(f"image {printable(self.images / name)} is passed over: {reason}")
+                _logger.warning(f"image {printable(self.images / name)} is skipped: {reason}")
             return None
         pixels: Tensor = prepared["pixel_values"][0]
         return pixels

@@ -1,4 +1,4 @@
-"""The vision tower as a model of transformers, and LLaVA with it."""
+"""The vision tower as a transformers model, and LLaVA with this tower."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class PIIPVisionModel(PreTrainedModel):
 
     @property
     def gradient_checkpointing(self) -> bool:
-        """Whether blocks are computed again in the backward pass, where transformers looks for it."""
+        """Whether blocks are recomputed in the backward pass, where transformers looks for it."""
         return any(branch.grad_checkpointing for branch in self.tower.piip.branches)
 
     @gradient_checkpointing.setter

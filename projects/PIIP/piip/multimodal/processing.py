@@ -1,4 +1,4 @@
-"""What a PIIP-LLaVA is given: images as it was trained on them, and texts with places for their tokens."""
+"""Preprocessing for a PIIP-LLaVA: images as in training, and texts with placeholders for their tokens."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ class PIIPLlavaProcessor(LlavaProcessor):
 
     @property
     def tokens_per_image(self) -> int:
-        """How many tokens stand for an image."""
+        """Number of tokens per image."""
         return int((self.image_processor.crop_size["height"] // self.patch_size) ** 2)
 
     def __call__(

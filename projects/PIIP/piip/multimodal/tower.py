@@ -1,4 +1,4 @@
-"""The vision tower of PIIP-LLaVA and the projector that makes its maps tokens of a language model."""
+"""The vision tower of PIIP-LLaVA and the projector from its maps to tokens of a language model."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class PIIPTower(nn.Module):
             self.pre_logits = nn.Linear(pre_logits_dim, pre_logits_dim).requires_grad_(False)
 
     def freeze_unused(self) -> None:
-        """Ask for no gradients of what checkpoints carry and nothing uses: training would wait for them."""
+        """Freeze tensors that are in checkpoints but unused: DDP would wait for their gradients."""
         unused = [
             branch.post_layernorm if isinstance(branch, CLIPBranch) else branch.norm
             for branch in self.piip.branches
@@ -63,7 +63,7 @@ def tower_from_settings(
     interaction: Mapping[str, Any],
     pre_logits_dim: int | None = None,
 ) -> PIIPTower:
-    """Build a tower from plain values, as files of settings hold them.
+    """Build a tower from plain values, as in a configuration file.
 
     Args:
         branches: of each branch its "family", "clip" or "convnext", and the arguments of :class:`CLIPBranch`
@@ -106,7 +106,7 @@ def resize_map(x: Tensor, size: Sequence[int]) -> Tensor:
 
 
 class TwoBranchProjector(nn.Module):
-    """A linear layer, norm, GELU and linear layer a branch, summed (the published "separate_2branch_v1").
+    """Linear layer, norm, GELU and linear layer per branch, summed (the published "separate_2branch_v1").
 
     The first map is resized to the grid of the second. Layers are numbered as in the release.
 

@@ -1,4 +1,4 @@
-"""Training a PIIP-LLaVA in stages, by transformers' Trainer."""
+"""Train a PIIP-LLaVA in stages with transformers' Trainer."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ __all__ = ["StageSettings", "read_config", "train"]
 
 @dataclass
 class StageSettings:
-    """What a stage trains, and on what; all else are transformers' TrainingArguments."""
+    """What a stage trains, and on which data; all other fields are transformers' TrainingArguments."""
 
     data: str = field(metadata={"help": "json of conversations in LLaVA's format"})
     images: str = field(metadata={"help": "folder that its images lie in"})
@@ -52,7 +52,7 @@ def read_config(file: str | Path, overrides: Sequence[str] = ()) -> tuple[StageS
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is no yaml of keys and values, a key is unknown or a value is no good.
+        ValueError: it is no yaml of keys and values, a key is unknown or a value is invalid.
     """
     try:
         values = yaml.safe_load(Path(file).read_text(encoding="utf-8"))

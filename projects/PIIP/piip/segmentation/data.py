@@ -48,9 +48,9 @@ def read_labels(path: str | os.PathLike[str], num_classes: int, ignore_label: in
 
 
 class SemanticMapper:
-    """From a record in Detectron2's standard format to what :class:`Segmentor` takes.
+    """Map a record in Detectron2's standard format to the input of :class:`Segmentor`.
 
-    Detectron2's own mapper reads a palette's colours for classes and lets any value pass.
+    Detectron2's own mapper reads a palette's colours as classes and accepts any value.
 
     Args:
         is_train: read, check and augment the labels, too.

@@ -1,4 +1,4 @@
-"""Intersection over union, as the published results were measured."""
+"""Mean IoU, computed as for the published results."""
 
 from __future__ import annotations
 
@@ -98,11 +98,11 @@ class SemanticEvaluator(DatasetEvaluator):
         return {"sem_seg": metrics(torch.stack(gathered).sum(0), self.names)} if gathered else {}
 
     def renderer(self) -> SemanticRenderer:
-        """What draws a segmentor's output in an evaluation."""
+        """Draws a segmentor's output during an evaluation."""
         return SemanticRenderer(self.metadata)
 
     def summary(self, results: Mapping[str, Mapping[str, float]]) -> str:
-        """A table with a line a class, to log after an evaluation."""
+        """A table with one line per class, logged after an evaluation."""
         figures = results["sem_seg"]
         width = max(map(len, [*self.names, "pixels right"]))
         lines = [f"{'class':{width}}     IoU     acc"]

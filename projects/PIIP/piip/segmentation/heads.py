@@ -1,4 +1,4 @@
-"""UPerNet (arXiv 1807.10221) and the auxiliary head, as the released segmentors have them.
+"""UPerNet (arXiv 1807.10221) and the auxiliary FCN head of the released segmentors.
 
 Modules are named as in the release, so that its tensors fit without renaming.
 """
@@ -28,7 +28,7 @@ class Losses(NamedTuple):
 
 
 def resize(x: Tensor, size: Sequence[int]) -> Tensor:
-    """``(B, C, h, w)`` to another size, bilinear, corners not aligned; the type stays."""
+    """Resize ``(B, C, h, w)`` bilinearly, without aligned corners, in the same dtype."""
     # traced, the graph must fit other sizes: it always resizes, even to the same size
     if not torch.compiler.is_compiling() and tuple(x.shape[2:]) == tuple(size):
         return x
@@ -129,7 +129,7 @@ class FCNHead(nn.Module):
 
 
 def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Mean over all pixels, those ignored too: as released, they make the loss smaller."""
+    """Mean over all pixels. Ignored pixels count in the divisor, as released."""
     enlarged = resize(logits, labels.shape[1:])
     return F.cross_entropy(enlarged, labels, ignore_index=IGNORED, reduction="sum") / labels.numel()
 

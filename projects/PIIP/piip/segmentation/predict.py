@@ -1,4 +1,4 @@
-"""Segmented images: drawn, as label maps, and as shares of the image."""
+"""Results of segmentation: drawings, label maps and the share of each class."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class SemanticRenderer:
         return np.asarray(cv2.resize(labels, size[::-1], interpolation=cv2.INTER_NEAREST), dtype=np.uint8)
 
     def records(self, output: dict[str, Any], image_id: int) -> list[dict[str, Any]]:
-        """The classes that the image has, each with its share of the pixels."""
+        """The classes in the image, each with its share of the pixels."""
         labels, counts = output["sem_seg"].argmax(dim=0).unique(return_counts=True)
         shares = (counts.double() / counts.sum()).tolist()
         return [

@@ -1,4 +1,4 @@
-"""A segmentor in Detectron2's contract: a backbone, UPerNet, inference in windows."""
+"""A segmentor with Detectron2's interface: backbone, UPerNet, inference in windows."""
 
 from __future__ import annotations
 
