@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from piip.classification.experiment import classifier_to_show, is_classifier
     from piip.detection.predict import InstanceRenderer, skip_below
     from piip.engine.config import load_config
-    from piip.engine.data.custom_data import follow_weights, use_own_data
+    from piip.engine.data.custom_data import follow_weights, use_custom_dataset
     from piip.engine.prediction.predict import Predictor, Predicts, predict
     from piip.engine.renderer import Renderer
     from piip.segmentation.predict import SemanticRenderer
@@ -80,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         model, renderer = classifier_to_show(cfg, weights)
     else:
         follow_weights(cfg, weights)
-        use_own_data(cfg, args.data, train=False)
+        use_custom_dataset(cfg, args.data, train=False)
         model = predictor = Predictor(cfg, weights)
         if predictor.metadata.get("thing_classes") is None:
             renderer = SemanticRenderer(predictor.metadata)

@@ -21,7 +21,7 @@ from detectron2.data import MetadataCatalog
 from piip.detection.data import dataset_dicts
 from piip.detection.lvis import FederatedWeights, LVISEvaluator, read_lvis, register_lvis
 from piip.engine.config import load_config
-from piip.engine.data.custom_data import use_own_data
+from piip.engine.data.custom_data import use_custom_dataset
 from piip.engine.data.loader import BatchSampler, TrainLoader
 from piip.engine.train import train
 
@@ -99,10 +99,10 @@ def test_reading(tmp_path: Path, cfg: Any) -> None:
 
 def test_what_is_no_lvis_file(tmp_path: Path, cfg: Any) -> None:
     coco = tmp_path / "datasets/shapes/instances_val.json"
-    with pytest.raises(ValueError, match=r"not an LVIS annotation file \(it lacks 'neg_category_ids'\)"):
+    with pytest.raises(ValueError, match=r"not an LVIS annotation file: images\[0\] lacks a list 'neg_"):
         read_lvis(coco)
     with pytest.raises(ValueError, match="not an LVIS annotation file"):
-        use_own_data(cfg, [f"{coco}:{coco.parent}/val"], train=True)
+        use_custom_dataset(cfg, [f"{coco}:{coco.parent}/val"], train=True)
     (tmp_path / "no.json").write_text("{")
     with pytest.raises(ValueError, match="is not JSON"):
         read_lvis(tmp_path / "no.json")
@@ -112,7 +112,7 @@ def test_what_is_no_lvis_file(tmp_path: Path, cfg: Any) -> None:
 
 def test_trains_and_evaluates(tmp_path: Path, cfg: Any) -> None:
     """Own classes follow, checkpoints hold the weights of federated loss, LVIS's metric comes out."""
-    follows = use_own_data(cfg, data(tmp_path), train=True)
+    follows = use_custom_dataset(cfg, data(tmp_path), train=True)
     assert {key.split(".")[-1] for key in follows} == {"weight", "bias", "fed_loss_cls_weights"}
     train(cfg, restartable=follows)
     entries = [json.loads(line) for line in (tmp_path / "output/metrics.json").read_text().splitlines()]
@@ -126,7 +126,7 @@ def test_trains_and_evaluates(tmp_path: Path, cfg: Any) -> None:
 def test_perfect_detections_score_perfectly(tmp_path: Path, cfg: Any) -> None:
     """The truth, given back as detections, is worth 100; the table has n/a where there is nothing."""
     pytest.importorskip("lvis")
-    use_own_data(cfg, data(tmp_path), train=False)
+    use_custom_dataset(cfg, data(tmp_path), train=False)
     from detectron2.structures import Boxes, BoxMode, Instances
 
     evaluator = LVISEvaluator("own_val", tasks=("bbox",), distributed=False)
@@ -160,7 +160,7 @@ def test_perfect_detections_score_perfectly(tmp_path: Path, cfg: Any) -> None:
 
 
 def test_without_its_package(tmp_path: Path, cfg: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    use_own_data(cfg, data(tmp_path), train=False)
+    use_custom_dataset(cfg, data(tmp_path), train=False)
     plain = builtins.__import__
 
     def without(name: str, *arguments: Any, **keywords: Any) -> Any:

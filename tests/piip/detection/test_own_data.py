@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -22,10 +24,18 @@ from detectron2.config import instantiate
 from detectron2.data import MetadataCatalog
 from omegaconf import DictConfig, OmegaConf
 
+from piip.detection.data import dataset_dicts
 from piip.detection.own_data import CocoFiles
 from piip.engine.checkpoints.checkpoint import Checkpointer, check_same_classes
 from piip.engine.config import load_config
-from piip.engine.data.custom_data import follow_weights, set_num_classes, use_own_data, without_overrides
+from piip.engine.data import TrainLoader, evaluation_loader
+from piip.engine.data.custom_data import (
+    follow_weights,
+    set_num_classes,
+    use_custom_dataset,
+    without_overrides,
+)
+from piip.engine.evaluation import class_names
 from piip.engine.prediction.predict import Predictor
 from piip.engine.train import build_model, evaluate, train
 from piip.quick.shapes import write_split
@@ -62,7 +72,7 @@ def test_three_classes_from_a_checkpoint_of_six(
     cfg.train.max_iter = 1
     cfg.optimizer.lr = 0.0
 
-    restartable = use_own_data(cfg, write_own(tmp_path / "own"), train=True)
+    restartable = use_custom_dataset(cfg, write_own(tmp_path / "own"), train=True)
     assert restartable == {
         "roi_heads.box_predictor.cls_score.weight": (None, 128),
         "roi_heads.box_predictor.cls_score.bias": (None,),
@@ -88,7 +98,7 @@ def test_three_classes_from_a_checkpoint_of_six(
 def test_evaluation_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The validation split is enough, and the evaluator knows its classes."""
     cfg = tiny_config(tmp_path, monkeypatch)
-    use_own_data(cfg, write_own(tmp_path / "own")[1:], train=False)
+    use_custom_dataset(cfg, write_own(tmp_path / "own")[1:], train=False)
     results = evaluate(cfg, build_model(cfg))
     assert {key for key in results["bbox"] if key.startswith("AP-")} == {f"AP-{n}" for n in NAMES.values()}
     assert MetadataCatalog.get("own_val").thing_classes == list(NAMES.values())
@@ -99,7 +109,7 @@ def test_evaluation_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 )
 def test_what_follows_the_classes_in_a_released_detector(name: str, tmp_path: Path) -> None:
     cfg: DictConfig = load_config(str(REPOSITORY / f"configs/COCO/{name}.py"))
-    names = use_own_data(cfg, write_own(tmp_path), train=True).keys()
+    names = use_custom_dataset(cfg, write_own(tmp_path), train=True).keys()
     parts = ("box_predictor.cls_score", "box_predictor.bbox_pred", "mask_head.predictor")
     assert names == {f"roi_heads.{part}.{kind}" for part in parts for kind in ("weight", "bias")}
     assert cfg.model.roi_heads.num_classes == 3
@@ -110,7 +120,7 @@ def test_what_follows_the_classes_in_a_released_detector(name: str, tmp_path: Pa
 
 def test_other_mismatches_stay_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cfg = tiny_config(tmp_path, monkeypatch)
-    restartable = use_own_data(cfg, write_own(tmp_path / "own"), train=True)
+    restartable = use_custom_dataset(cfg, write_own(tmp_path / "own"), train=True)
     state = build_model(cfg).state_dict()
     state["roi_heads.box_head.fc1.weight"] = torch.zeros(3, 3)
     state["roi_heads.box_predictor.cls_score.weight"] = torch.zeros(4, 99)  # follows, but not in this place
@@ -146,13 +156,13 @@ def category(id_: int, name: str) -> dict[str, Any]:
         (["train={one}:none"], "image folder none does not exist"),
         (["train={one}:{folder}"], "has no val set: give val=ANNOTATIONS.json:IMAGES, too"),
         (["val={one}:{folder}", "val={one}:{folder}"], "gives the val set twice"),
-        (["train={one}:{folder}", "val={two}:{folder}"], "have different categories"),
+        (["train={one}:{folder}", "val={two}:{folder}"], "have different classes"),
         (["train={one}:{folder}", "val={none}:{folder}"], "has no categories"),
         (["train={one}:{folder}", "val={text}:{folder}"], "is not JSON"),
         (["{wild}:{folder}"], "every category needs a whole number 'id' and a 'name'"),
         (["{twice}:{folder}"], "two categories have the same id"),
         (["{one}", "val={one}"], "gives the val set twice"),
-        (["{astray}:{folder}"], r"are not where they should be, such as .*nowhere\.png"),
+        (["{astray}:{folder}"], r"are not where they should be, such as .*astray\.png"),
     ],
 )
 def test_data_that_cannot_be(data: list[str], message: str, tmp_path: Path) -> None:
@@ -168,13 +178,13 @@ def test_data_that_cannot_be(data: list[str], message: str, tmp_path: Path) -> N
     (tmp_path / "text.json").write_text("not json")
     for name, categories in contents.items():
         paths[name] = str(tmp_path / f"{name}.json")
-        images = [{"id": 1, "file_name": "nowhere.png"}] if name == "astray" else []
+        images = [{"id": 1, "file_name": f"{name}.png", "height": 4, "width": 4}]
         Path(paths[name]).write_text(
             json.dumps({"images": images, "annotations": [], "categories": categories})
         )
     cfg = load_config(str(QUICK_CONFIG))
     with pytest.raises((ValueError, FileNotFoundError), match=message):
-        use_own_data(cfg, [entry.format(**paths) for entry in data], train=True)
+        use_custom_dataset(cfg, [entry.format(**paths) for entry in data], train=True)
 
 
 def test_unusable_images_of_a_test_set_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -190,7 +200,7 @@ def test_one_set_for_training_and_validation(tmp_path: Path, monkeypatch: pytest
     cfg = tiny_config(tmp_path, monkeypatch)
     cfg.dataloader.evaluator.dataset_name = "shapes_val"  # as a config of one's own may say it
     both = write_own(tmp_path / "own")[0].removeprefix("train=")
-    use_own_data(cfg, [both], train=True)
+    use_custom_dataset(cfg, [both], train=True)
     assert cfg.dataloader.train.dataset.names == "own_train"
     assert cfg.dataloader.test.dataset.names == cfg.dataloader.evaluator.dataset_name == "own_val"
     assert len(instantiate(cfg.dataloader.test.dataset)) == 8
@@ -199,8 +209,8 @@ def test_one_set_for_training_and_validation(tmp_path: Path, monkeypatch: pytest
 def test_a_config_that_takes_no_other_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cfg = tiny_config(tmp_path, monkeypatch, "dataloader.own_data=null")
     with pytest.raises(ValueError, match=r"the config has no dataloader\.own_data, which would say how"):
-        use_own_data(cfg, ["x.json"], train=True)
-    assert use_own_data(cfg, [], train=True) == {}
+        use_custom_dataset(cfg, ["x.json"], train=True)
+    assert use_custom_dataset(cfg, [], train=True) == {}
 
 
 def test_the_number_of_classes_of_any_detector() -> None:
@@ -237,7 +247,7 @@ def edit(data: list[str], **changes: Any) -> None:
 def test_run_lengths_where_the_config_has_polygons(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Masks by run lengths, as these are, cannot become polygons: every image would be unusable."""
     cfg = tiny_config(tmp_path, monkeypatch, "dataloader.train.mapper.instance_mask_format=polygon")
-    use_own_data(cfg, write_own(tmp_path / "own"), train=True)
+    use_custom_dataset(cfg, write_own(tmp_path / "own"), train=True)
     loader = instantiate(cfg.dataloader.train)
     batch = next(iter(loader))
     assert not loader.skipped
@@ -250,9 +260,9 @@ def test_boxes_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     edit(data, segmentation=None)
     without_masks = "model.roi_heads.mask_in_features=null"
     with pytest.raises(ValueError, match=rf"has boxes only, .*: add {without_masks}"):
-        use_own_data(tiny_config(tmp_path, monkeypatch), data, train=True)
+        use_custom_dataset(tiny_config(tmp_path, monkeypatch), data, train=True)
     cfg = tiny_config(tmp_path, monkeypatch, without_masks, "train.max_iter=1")
-    restartable = use_own_data(cfg, data, train=True)
+    restartable = use_custom_dataset(cfg, data, train=True)
     train(cfg, restartable=restartable)
     final = torch.load(tmp_path / "output/model_final.pth", weights_only=True)["model"]
     assert not any("mask" in key for key in final)
@@ -267,7 +277,7 @@ def test_evaluation_of_annotations_that_lack_what_it_needs(
         cfg = tiny_config(tmp_path, monkeypatch)
         data = write_own(tmp_path / folder)
         edit(data, **changes)
-        use_own_data(cfg, data[1:], train=False)
+        use_custom_dataset(cfg, data[1:], train=False)
         torch.manual_seed(0)
         results.append(evaluate(cfg, build_model(cfg)))
     assert repr(results[0]) == repr(results[1])  # NaN for classes that are not there
@@ -276,7 +286,7 @@ def test_evaluation_of_annotations_that_lack_what_it_needs(
 def test_same_number_of_other_classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Class layers start anew all the same; in evaluation and resumption other classes are an error."""
     cfg = tiny_config(tmp_path, monkeypatch, "train.max_iter=1", "optimizer.lr=0.0")
-    restartable = use_own_data(cfg, write_own(tmp_path / "own"), train=True)
+    restartable = use_custom_dataset(cfg, write_own(tmp_path / "own"), train=True)
     model = build_model(cfg)
     others = {"thing_classes": ["a", "b", "c"]}
     score = "roi_heads.box_predictor.cls_score.weight"
@@ -316,11 +326,14 @@ def test_from_the_command_line(tmp_path: Path) -> None:
         return done.stdout + done.stderr
 
     short = [f"train.output_dir={output}", "train.max_iter=2", "dataloader.train.total_batch_size=2"]
-    log = tool("lazyconfig_train_net.py", "--data", *data, *short)
-    assert f"data: {', '.join(data)}; 2 tensors follow their classes" in log
+    log = tool("lazyconfig_train_net.py", *short, "--data", *data)  # overrides may stand first
+    head = "roi_heads.box_predictor.cls_score"
+    fitted = f"the head is fitted to 3 classes (bolt, nut, washer): {head}.weight, {head}.bias"
+    assert f"data: {', '.join(data)}; {fitted}" in log
     assert "train.max_iter=2 is 0.5 epochs of 8 images" in log
     final = str(output / "model_final.pth")
-    log = tool("lazyconfig_train_net.py", "--eval-only", "--data", data[1], f"train.init_checkpoint={final}")
+    weights = f"train.init_checkpoint={final}"
+    log = tool("lazyconfig_train_net.py", "--eval-only", "--data", data[1], weights)
     assert "washer" in log
     images = str(tmp_path / "own/val")
     for named in ([], ["--data", data[1]]):
@@ -350,8 +363,83 @@ def test_objects365_format(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     content["licenses"] = [{"id": 5, "name": "", "url": ""}]
     path = tmp_path / "zhiyuan_objv2_train.json"
     path.write_text(json.dumps(content))
-    follows = use_own_data(cfg, [f"{path}:{tmp_path}"], train=True)
+    follows = use_custom_dataset(cfg, [f"{path}:{tmp_path}"], train=True)
     assert cfg.model.head.num_classes == 365
     train(cfg, restartable=follows)
     entries = [json.loads(line) for line in (tmp_path / "output/metrics.json").read_text().splitlines()]
     assert "bbox/AP" in entries[-1] and "segm/AP" not in entries[-1]
+
+
+def test_weights_of_other_classes_without_the_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error says which classes the weights know, and what to give: not that the config is another."""
+    cfg = tiny_config(tmp_path, monkeypatch)
+    classes = {"thing_classes": ["bolt", "nut", "washer"]}
+    use_custom_dataset(cfg, write_own(tmp_path / "own"), train=True)
+    Checkpointer(build_model(cfg), str(tmp_path), metadata=classes).save("three")
+    six = tiny_config(tmp_path, monkeypatch)
+    with pytest.raises(
+        ValueError,
+        match=r"trained on 3 classes \(bolt, nut, washer\), the data have 6 classes \(disc, .*\(--data\)",
+    ):
+        Checkpointer(build_model(six), metadata=class_names(six)).load(str(tmp_path / "three.pth"))
+
+
+def test_the_same_images_for_training_and_validation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    cfg = tiny_config(tmp_path, monkeypatch)
+    (train_set, val) = write_own(tmp_path / "own")
+    with caplog.at_level("WARNING", logger="detectron2.piip"):
+        use_custom_dataset(cfg, [train_set, val], train=True)
+        use_custom_dataset(cfg, [val.partition("=")[2]], train=False)
+        assert not caplog.records
+        use_custom_dataset(cfg, [val.partition("=")[2]], train=True)
+    (record,) = caplog.records
+    assert "instances_val.json is used for training and for validation" in record.getMessage()
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_both_sets_are_checked_before_training(
+    split: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Images without a size cannot be used: said of the validation set at the start, too."""
+    cfg = tiny_config(tmp_path, monkeypatch)
+    data = write_own(tmp_path / "own")
+    path = tmp_path / f"own/instances_{split}.json"
+    content = json.loads(path.read_text())
+    for image in content["images"]:
+        image["width"] = None
+    path.write_text(json.dumps(content))
+    with pytest.raises(
+        ValueError, match=rf"_{split}\.json has no image that can be used; left out \d+ images whose height"
+    ):
+        use_custom_dataset(cfg, data, train=True)
+    # the same without --data
+    path = tmp_path / "datasets/shapes/instances_val.json"
+    path.write_text(path.read_text().replace('"width": 64', '"width": null'))
+    cfg = load_config(str(QUICK_CONFIG), [f"train.output_dir={tmp_path / 'output'}"])
+    with pytest.raises(ValueError, match=r"instances_val\.json cannot be used: .*left out 4 images"):
+        train(cfg)
+    assert not list(tmp_path.glob("output/*.pth"))
+
+
+def test_a_mapper_that_fails_on_an_image(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any
+) -> None:
+    """Whatever it raises, the file and the id are named; training goes on with another image."""
+    cfg = tiny_config(tmp_path, monkeypatch)
+    mapper = instantiate(cfg.dataloader.train.mapper)
+
+    def fails(record: dict[str, Any]) -> dict[str, Any]:
+        if record["image_id"] == 3:
+            raise TypeError("Buffer has\n wrong number of dimensions")
+        return dict(mapper(record))
+
+    said = r"000002\.png{}image id 3, TypeError: Buffer has wrong number of dimensions"
+    loader = TrainLoader(dataset_dicts("shapes_train"), mapper=fails, total_batch_size=4)
+    with caplog.at_level("WARNING", logger="detectron2.piip"):
+        assert all(len(batch) == 4 for batch in itertools.islice(loader, 6))
+    assert re.search("image 1 that cannot be used, .*" + said.format(": "), caplog.text)
+    test_loader = evaluation_loader(dataset_dicts("shapes_train"), mapper=fails)
+    with pytest.raises(ValueError, match=said.format(r" cannot be evaluated \(")):
+        list(test_loader)

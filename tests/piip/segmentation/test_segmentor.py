@@ -26,7 +26,7 @@ from torch import Tensor
 
 from piip.engine.checkpoints.checkpoint import Checkpointer
 from piip.engine.config import load_config
-from piip.engine.data.custom_data import follow_weights, use_own_data
+from piip.engine.data.custom_data import follow_weights, use_custom_dataset
 from piip.engine.resize import RandomScaleToFit, ResizeToCover
 from piip.engine.train import build_model, train
 from piip.quick.shapes import write_split
@@ -255,13 +255,13 @@ def test_own_data(tmp_path: Path) -> None:
     ]
     cfg = load_config(str(QUICK_SEGMENTOR))
     with pytest.raises(FileNotFoundError, match=r"classes.txt does not exist: write the names"):
-        use_own_data(cfg, data, train=True)
+        use_custom_dataset(cfg, data, train=True)
     (tmp_path / "train/classes.txt").write_text("sky\ngrass\ncow\n")
     (tmp_path / "val/labels/classes.txt").write_text("sky\ngrass\n")
     with pytest.raises(ValueError, match="different classes"):
-        use_own_data(cfg, data, train=True)
+        use_custom_dataset(cfg, data, train=True)
     (tmp_path / "val/labels/classes.txt").write_text("sky\ngrass\ncow\n")
-    shapes = use_own_data(cfg, data, train=True)
+    shapes = use_custom_dataset(cfg, data, train=True)
     assert set(shapes) == {
         f"heads.{head}.conv_seg.{leaf}"
         for head in ("decode_head", "auxiliary_head")
@@ -275,9 +275,9 @@ def test_own_data(tmp_path: Path) -> None:
     follow_weights(other, str(tmp_path / "model.pth"))
     Checkpointer(build_model(other)).load(str(tmp_path / "model.pth"))
     with pytest.raises(FileNotFoundError, match="does not name two folders"):
-        use_own_data(cfg, ["val=nowhere:neither"], train=False)
+        use_custom_dataset(cfg, ["val=nowhere:neither"], train=False)
     with pytest.raises(ValueError, match=r"has no train set: give train=IMAGES:LABELS"):
-        use_own_data(cfg, data[1:], train=True)
+        use_custom_dataset(cfg, data[1:], train=True)
 
 
 def run(tool: str, *arguments: str, datasets: Path) -> str:

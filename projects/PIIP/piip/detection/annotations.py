@@ -1,189 +1,414 @@
-"""What of a COCO annotation file makes sense: nonsense is left out and counted, small gaps are filled."""
+"""COCO and LVIS annotation files, checked before anything else reads them.
+
+What is plainly meant is mended, what nothing can be learned or measured from is left out. Both are counted
+by kind, with the first case of each.
+"""
 
 from __future__ import annotations
 
-import math
+import gzip
+import json
+import os
+import zlib
 from collections import Counter
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
-from pycocotools import mask as coco_mask
+import numpy as np
+import numpy.typing as npt
 
-__all__ = ["Sensible", "sensible_annotations", "what_is_not_coco"]
+from .masks import FARTHEST, LARGEST_IMAGE, check_mask, mask_area
+from .numbers import UnusableError, finite_number, whole_number
 
-_REQUIRED = {
-    "images": ("id", "file_name", "height", "width"),
-    "annotations": ("id", "image_id", "category_id", "bbox"),
-    "categories": ("id", "name"),
-}
-_CORNERS = 3  # that a polygon has at least
+__all__ = [
+    "Findings",
+    "SanitizedAnnotations",
+    "has_masks",
+    "read_annotations",
+    "read_json",
+    "sanitize_annotations",
+]
+
+_GZIP = b"\x1f\x8b"
+_AGREES = 0.5  # IoU of a box with the extent of its mask
+_SHARE = 0.1  # of the boxes, from which their format is doubted
+_CROWD = {0: 0, 1: 1, None: 0, "": 0, "0": 0, "1": 1, "false": 0, "true": 1}
+_EXPECTED = "COCO's are [x, y, width, height] in pixels"
+_RETYPED = "with numbers written as text or with a decimal point"
 
 Annotation = dict[str, Any]
+Array = npt.NDArray[np.float64]
 
 
-class Sensible(NamedTuple):
-    """An annotation file that makes sense, and how many entries it took to make it so, by reason."""
+class Findings(dict[str, tuple[int, str]]):
+    """Kinds of flaws: how many there are, and where the first is."""
 
-    content: dict[str, Any]
-    left_out: Counter[str]
-    mended: Counter[str]
+    def add(self, kind: str, where: str) -> None:
+        count, first = self.get(kind, (0, where))
+        self[kind] = count + 1, first
 
     def __str__(self) -> str:
-        """One line; empty where nothing was changed."""
-        parts = (("left out", self.left_out), ("mended", self.mended))
-        return "; ".join(
-            f"{verb} " + ", ".join(f"{count} {reason}" for reason, count in counts.most_common())
-            for verb, counts in parts
-            if counts
-        )
+        return ", ".join(f"{count} {kind} (first: {where})" for kind, (count, where) in self.items())
 
 
-def sensible_annotations(content: dict[str, Any]) -> Sensible:
-    """A COCO annotation file without what nothing can be learned or measured from.
+@dataclass
+class SanitizedAnnotations:
+    """An annotation file without its flaws.
+
+    Attributes:
+        content: sections "images", "categories" and, unless the file is that of a test set, "annotations".
+        left_out: entries that cannot be used.
+        mended: entries that could be read all the same.
+        remarks: sentences on what is doubtful and was left as it is.
+    """
+
+    content: dict[str, Any]
+    left_out: Findings = field(default_factory=Findings)
+    mended: Findings = field(default_factory=Findings)
+    remarks: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        """One line; empty where nothing was found."""
+        counts = {"left out": self.left_out, "mended": self.mended}
+        return "; ".join([*(f"{verb} {found}" for verb, found in counts.items() if found), *self.remarks])
+
+
+def read_annotations(path: str | os.PathLike[str]) -> SanitizedAnnotations:
+    """Read and check a file, see :func:`read_json` and :func:`sanitize_annotations`.
+
+    Raises:
+        ValueError: it is not JSON, or not COCO instance annotations.
+    """
+    content = read_json(path)
+    try:
+        return sanitize_annotations(content)
+    except ValueError as error:
+        raise ValueError(f"{os.fspath(path)} is not a COCO annotation file: {error}") from error
+
+
+def has_masks(content: Mapping[str, Any]) -> bool:
+    """Whether any object of a checked file has a mask."""
+    return any(annotation.get("segmentation") for annotation in content.get("annotations", ()))
+
+
+def read_json(path: str | os.PathLike[str]) -> Any:
+    """The content of a JSON file, plain or gzip'd, with a byte order mark or without.
+
+    Raises:
+        ValueError: it is not JSON.
+    """
+    data = Path(path).read_bytes()
+    try:
+        return json.loads(gzip.decompress(data) if data.startswith(_GZIP) else data)
+    except (ValueError, RecursionError, EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise ValueError(f"{os.fspath(path)} is not JSON, or cut short: {error}") from error
+
+
+def sanitize_annotations(content: Any) -> SanitizedAnnotations:
+    """COCO annotations of which every value has the type and range that training and evaluation expect.
 
     Left out are
 
-    - images listed twice, and all images that share an id, which their annotations cannot be told apart by;
-    - annotations that repeat another one, of no known image or category, whose box is no four finite numbers,
-      has no area or lies outside its image;
-    - where any annotation has a mask: those without one, and those with one of another size than the image.
+    - images without a file name, an id or a possible size, those listed twice, and all that share an id;
+    - annotations that repeat another one, of no known image or category, whose box is no four numbers of
+      pixels, has no area or lies outside its image, or whose "iscrowd" cannot be read;
+    - where any annotation has a mask: those without one, and those whose mask is malformed, empty or of
+      another size than the image.
 
-    Mended are annotations that share an id, or have 0 (COCO's evaluation takes 0 for "no match"): all are
-    numbered anew; polygons of fewer than three corners are removed from masks that have others; a missing
-    "area" is that of the mask or else of the box, a missing "iscrowd" is 0. Crowds stay: training ignores
-    them, evaluation counts detections there as neither right nor wrong.
+    Mended are
+
+    - numbers written as text (``"128"``) or with a decimal point (``128.0``), "iscrowd" as text or null;
+    - annotations that share an id, have none, or 0 (COCO's evaluation takes 0 for "no match"): all are
+      numbered anew;
+    - polygons as pairs of points or without their outer list; polygons of fewer than three corners are
+      removed from masks that have others;
+    - a missing or impossible "area", which becomes that of the mask or else of the box;
+    - categories of one name, which get their ids behind it.
+
+    Crowds stay: training ignores them, evaluation counts detections there as neither right nor wrong.
 
     Args:
         content: of the file. It is not changed.
 
     Raises:
-        KeyError, TypeError, AttributeError: it has not the form of one, see :func:`what_is_not_coco`.
+        ValueError: a section is missing, or the categories cannot be told apart. The message continues
+            "FILE is not a COCO annotation file: ".
     """
-    left_out: Counter[str] = Counter()
-    mended: Counter[str] = Counter()
-    images = _images(content["images"], left_out)
-    categories = {category["id"] for category in content["categories"]}
-    with_masks = any(annotation.get("segmentation") for annotation in content["annotations"])
-    kept: list[Annotation] = []
-    seen: dict[Any, list[list[Any]]] = {}
-    for annotation in content["annotations"]:
-        namesakes = seen.setdefault(annotation["id"], [])
-        described = [annotation["image_id"], annotation["category_id"], annotation.get("bbox")]
-        if described in namesakes:
-            left_out["annotations that repeat another"] += 1
+    if not isinstance(content, dict):
+        raise ValueError(f"its top level is a {type(content).__name__}, expected an object")
+    for section in ("images", "annotations", "categories"):
+        if section == "annotations" and section not in content:  # of a test set
             continue
-        namesakes.append(described)
-        if reason := _nonsense(annotation, images, categories, with_masks):
-            left_out[f"annotations {reason}"] += 1
-        else:
-            kept.append(_complete(annotation, images[annotation["image_id"]], mended))
-    ids = Counter(annotation["id"] for annotation in kept)
-    if unusable := sum(count for id_, count in ids.items() if count > 1 or id_ == 0):
-        mended["annotations whose id is 0 or that of another"] += unusable
-        kept = [{**annotation, "id": number} for number, annotation in enumerate(kept, start=1)]
-    return Sensible({**content, "images": list(images.values()), "annotations": kept}, left_out, mended)
+        if not isinstance(content.get(section), list):
+            raise ValueError(f"it has no list '{section}'")
+    result = SanitizedAnnotations({**content})
+    result.content["categories"] = categories = _categories(content["categories"], result.mended)
+    images = _images(content["images"], result)
+    result.content["images"] = list(images.values())
+    if "annotations" in content:
+        ids = {category["id"] for category in categories}
+        result.content["annotations"] = _annotations(content["annotations"], images, ids, result)
+    return result
 
 
-def _images(entries: list[dict[str, Any]], left_out: Counter[str]) -> dict[Any, dict[str, Any]]:
-    """The images by their id, without those listed twice or of ambiguous id."""
+def _replaced(entry: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
+    """The entry itself where the values are its own, or else a copy that has them."""
+    if all(
+        key in entry and type(entry[key]) is type(value) and entry[key] == value
+        for key, value in values.items()
+    ):
+        return entry
+    return {**entry, **values}
+
+
+def _categories(entries: list[Any], mended: Findings) -> list[dict[str, Any]]:
+    """The categories, each of its own id and name.
+
+    Raises:
+        ValueError: there are none, or one has no id or no name, or an id is there twice.
+    """
+    if not entries:
+        raise ValueError("it has no categories: name the classes to learn")
+    categories = []
+    for position, entry in enumerate(entries):
+        id_ = whole_number(entry.get("id")) if isinstance(entry, dict) else None
+        name = entry.get("name") if isinstance(entry, dict) else None
+        name = name.strip("\ufeff \t\r\n") if isinstance(name, str) else whole_number(name)
+        if id_ is None or name in (None, ""):
+            raise ValueError(
+                f"every category needs a whole number 'id' and a 'name', categories[{position}] is "
+                f"{_shown(entry)}"
+            )
+        categories.append(_replaced(entry, {"id": id_, "name": str(name)}))
+        if categories[-1] is not entry:
+            mended.add("categories whose id or name was written differently", _shown(entry))
+    ids = Counter(category["id"] for category in categories)
+    if twice := [id_ for id_, count in ids.items() if count > 1]:
+        raise ValueError(f"two categories have the same id {twice[0]}")
+    while True:
+        names = Counter(category["name"] for category in categories)
+        if len(names) == len(categories):
+            return categories
+        for position, category in enumerate(categories):
+            if names[name := category["name"]] > 1:
+                mended.add("categories with the name of another, told apart by their ids", f"'{name}'")
+                categories[position] = {**category, "name": f"{name} (id {category['id']})"}
+
+
+def _shown(value: Any) -> str:
+    """A value for a message, shortened."""
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:60]}..."
+
+
+def _images(entries: list[Any], result: SanitizedAnnotations) -> dict[Any, dict[str, Any]]:
+    """The usable images by their id."""
     images: dict[Any, dict[str, Any]] = {}
     ambiguous = set()
-    for image in entries:
-        first = images.get(image["id"])
-        if first is None:
-            images[image["id"]] = image
-        elif first["file_name"] == image["file_name"]:
-            left_out["images listed twice"] += 1
-        else:
-            left_out["images with the id of another"] += 1 if image["id"] in ambiguous else 2
+    for position, entry in enumerate(entries):
+        where = f"images[{position}]"
+        try:
+            image = _image(entry)
+        except UnusableError as reason:
+            result.left_out.add(f"images {reason}", f"{where} {_shown(entry)}")
+            continue
+        where += f" {image['file_name']}"
+        if image is not entry:
+            result.mended.add(f"images {_RETYPED}", where)
+        first = images.setdefault(image["id"], image)
+        if first is not image and first["file_name"] == image["file_name"]:
+            result.left_out.add("images listed twice", where)
+        elif first is not image:
+            kind = "images with the id of another"
+            if image["id"] not in ambiguous:
+                result.left_out.add(kind, f"{first['file_name']}, id {image['id']}")
+            result.left_out.add(kind, where)
             ambiguous.add(image["id"])
+    texts = [id_ for id_ in images if isinstance(id_, str)]
+    if len(texts) < len(images):  # NumPy, which evaluation sorts them by, would make all of them text
+        for id_ in texts:
+            result.left_out.add("images whose id is no number as the others' are", _shown(images[id_]))
+        ambiguous.update(texts)
     return {id_: image for id_, image in images.items() if id_ not in ambiguous}
 
 
-def _nonsense(
-    annotation: Annotation, images: dict[Any, dict[str, Any]], categories: set[Any], with_masks: bool
-) -> str:
-    """Why an annotation cannot be used; empty where it can."""
-    image = images.get(annotation["image_id"])
-    if image is None:
-        return "of an unknown image"
-    if annotation["category_id"] not in categories:
-        return "of an unknown category"
-    box = annotation.get("bbox")
-    if not (isinstance(box, list) and len(box) == 4 and all(map(_is_finite, box))):
-        return "without a box of four numbers"
+def _image(entry: Any) -> dict[str, Any]:
+    if not isinstance(entry, dict):
+        raise UnusableError("that are no objects")
+    name = entry.get("file_name")
+    if not isinstance(name, str) or not name or "\0" in name:
+        raise UnusableError("without a file name")
+    if (id_ := _image_id(entry.get("id"))) is None:
+        raise UnusableError("without an id")
+    height, width = whole_number(entry.get("height")), whole_number(entry.get("width"))
+    if height is None or width is None or height < 1 or width < 1:
+        raise UnusableError("whose height and width are no whole numbers of pixels")
+    if height * width >= LARGEST_IMAGE:
+        raise UnusableError("of an impossible size")
+    return _replaced(entry, {"id": id_, "height": height, "width": width})
+
+
+def _image_id(value: Any) -> int | str | None:
+    """A number where it can be read as one, or else text."""
+    number = whole_number(value)
+    return value if number is None and isinstance(value, str) and value else number
+
+
+def _annotations(
+    entries: list[Any], images: dict[Any, dict[str, Any]], categories: set[int], result: SanitizedAnnotations
+) -> list[Annotation]:
+    """The usable annotations; adds to the result what is odd about them."""
+    with_masks = any(isinstance(entry, dict) and entry.get("segmentation") for entry in entries)
+    kept: list[Annotation] = []
+    extents: list[tuple[float, ...] | None] = []
+    positions: list[int] = []
+    seen: set[tuple[Any, ...]] = set()
+
+    def where(position: int) -> str:
+        entry = entries[position]
+        image = images.get(_image_id(entry.get("image_id"))) if isinstance(entry, dict) else None
+        described = (
+            f", id {_shown(entry.get('id'))} of {image['file_name']}" if image else f" {_shown(entry)}"
+        )
+        return f"annotations[{position}]{described}"
+
+    for position, entry in enumerate(entries):
+        mended: list[str] = []
+        try:
+            annotation, extent = _annotation(entry, images, categories, mended)
+            if with_masks and extent is None:
+                raise UnusableError("without a mask")
+            if annotation["id"] is not None:
+                described = (
+                    *(annotation[key] for key in ("id", "image_id", "category_id")),
+                    *annotation["bbox"],
+                )
+                if described in seen:
+                    raise UnusableError("that repeat another")
+                seen.add(described)
+        except UnusableError as reason:
+            result.left_out.add(f"annotations {reason}", where(position))
+            continue
+        for kind in dict.fromkeys(mended):
+            result.mended.add(f"annotations {kind}", where(position))
+        kept.append(annotation)
+        extents.append(extent)
+        positions.append(position)
+    ids = Counter(annotation["id"] for annotation in kept)
+    if renumbered := [p for p, a in zip(positions, kept, strict=True) if not a["id"] or ids[a["id"]] > 1]:
+        for position in renumbered:
+            result.mended.add("annotations whose id is missing, 0 or that of another", where(position))
+        kept = [{**annotation, "id": number} for number, annotation in enumerate(kept, start=1)]
+    doubtful, first = _doubts(kept, extents, images)
+    if doubtful:
+        result.remarks.append(f"{doubtful} (first: {where(positions[first])}); {_EXPECTED}")
+    return kept
+
+
+def _annotation(
+    entry: Any, images: dict[Any, dict[str, Any]], categories: set[int], mended: list[str]
+) -> tuple[Annotation, tuple[float, ...] | None]:
+    """An annotation as it should be, and the box around its mask; the entry itself where it is so already."""
+    if not isinstance(entry, dict):
+        raise UnusableError("that are no objects")
+    image_id, category_id = _image_id(entry.get("image_id")), whole_number(entry.get("category_id"))
+    if (image := images.get(image_id)) is None:
+        raise UnusableError("of an unknown image")
+    if category_id not in categories:
+        raise UnusableError("of an unknown category")
+    id_, area, box = whole_number(entry.get("id")), finite_number(entry.get("area")), entry.get("bbox")
+    values: dict[str, Any] = {"image_id": image_id, "category_id": category_id, "bbox": _box(box, image)}
+    values |= {key: value for key, value in (("id", id_), ("area", area)) if value is not None}
+    annotation = _replaced(entry, values)
+    if annotation is not entry:
+        mended.append(_RETYPED)
+    annotation = _replaced(annotation, {"id": id_, "iscrowd": _crowd(entry, mended)})
+    mask, extent = check_mask(entry.get("segmentation"), image, mended)
+    if mask is not None and mask is not entry["segmentation"]:
+        annotation = {**annotation, "segmentation": mask}
+    keypoints = entry.get("keypoints") or []
+    if not isinstance(keypoints, list) or len(keypoints) % 3 or None in map(finite_number, keypoints):
+        raise UnusableError("whose keypoints are no triples of numbers")
+    if area is None or not 0 <= area <= LARGEST_IMAGE:
+        mended.append("without an area")
+        width, height = annotation["bbox"][2:]
+        annotation = {**annotation, "area": mask_area(mask, image) if mask else float(width * height)}
+    return annotation, extent
+
+
+def _box(value: Any, image: dict[str, Any]) -> list[float]:
+    """``[x, y, width, height]`` in pixels."""
+    numbers = [finite_number(number) for number in value] if isinstance(value, list) else []
+    box = [number for number in numbers if number is not None and abs(number) <= FARTHEST]
+    if not len(box) == len(numbers) == 4:
+        raise UnusableError("without a box of four numbers of pixels")
     x, y, width, height = box
     if width <= 0 or height <= 0:
-        return "whose box has no area"
+        raise UnusableError("whose box has no area")
     if x >= image["width"] or y >= image["height"] or x + width <= 0 or y + height <= 0:
-        return "whose box is outside the image"
-    mask = annotation.get("segmentation")
-    if with_masks and not _has_mask(mask):
-        return "without a mask"
-    if isinstance(mask, dict) and not _covers(mask, image):
-        return "whose mask is not of the image's size"
-    return ""
+        raise UnusableError("whose box is outside the image")
+    return box
 
 
-def _is_finite(number: Any) -> bool:
-    return isinstance(number, int | float) and math.isfinite(number)
+def _crowd(entry: Annotation, mended: list[str]) -> int:
+    value = entry.get("iscrowd", 0)
+    if "iscrowd" not in entry:
+        mended.append("that do not say whether they are a crowd")
+    elif type(value) is not int:
+        mended.append("whose 'iscrowd' is not written 0 or 1")
+    try:
+        crowd = _CROWD[value.strip().lower() if isinstance(value, str) else value]
+    except (KeyError, TypeError) as error:
+        raise UnusableError("whose 'iscrowd' is neither 0 nor 1") from error
+    if entry.get("ignore") in (1, "1", "true") and not crowd:
+        mended.append("to be ignored, which became crowds")
+        return 1
+    return crowd
 
 
-def _is_polygon(corners: Any) -> bool:
-    return isinstance(corners, list) and len(corners) >= 2 * _CORNERS and len(corners) % 2 == 0
+def _doubts(
+    annotations: list[Annotation],
+    extents: Sequence[tuple[float, ...] | None],
+    images: dict[Any, dict[str, Any]],
+) -> tuple[str, int]:
+    """What lets doubt that boxes have COCO's format, if anything, and the number of the first such box."""
+    if not annotations:
+        return "", 0
+    boxes = np.array([annotation["bbox"] for annotation in annotations], dtype=np.float64)
+    sides = [[images[a["image_id"]][side] for side in ("width", "height")] for a in annotations]
+    sizes = np.array(sides, dtype=np.float64)
+    readings = {
+        "[x1, y1, x2, y2]": np.hstack([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]]),
+        "shares of the image's size": boxes * np.tile(sizes, 2),
+        "[x centre, y centre, width, height]": np.hstack([boxes[:, :2] - boxes[:, 2:] / 2, boxes[:, 2:]]),
+    }
+    if any(extent is not None for extent in extents):
+        around = np.array([extent or (0, 0, 0, 0) for extent in extents], dtype=np.float64)
+        apart = (_iou(boxes, around) < _AGREES) & np.array([not a["iscrowd"] for a in annotations])
+        if not apart.any():
+            return "", 0
+        agreeing = [
+            name
+            for name, reading in readings.items()
+            if np.mean(_iou(reading[apart], around[apart]) >= _AGREES) > 1 - _SHARE
+        ]
+        said = f"{apart.sum()} of {len(boxes)} boxes do not agree with their masks"
+        return said + (f", and would as {agreeing[0]}" if agreeing else ""), int(apart.argmax())
+    if np.mean(shares := (boxes <= 1).all(axis=1)) > 1 - _SHARE:
+        return "boxes look like shares of the image's size", int(shares.argmax())
+    outside = (boxes[:, :2] + boxes[:, 2:] > sizes + 1).any(axis=1)
+    are_corners = (boxes[:, 2:] > boxes[:, :2]) & (boxes[:, 2:] <= sizes + 1)
+    if np.mean(outside) > _SHARE and are_corners.all():
+        return "boxes look like [x1, y1, x2, y2]", int(outside.argmax())
+    return "", 0
 
 
-def _has_mask(mask: Any) -> bool:
-    """Whether it is run lengths, or has a polygon."""
-    return bool(mask) and ("counts" in mask if isinstance(mask, dict) else any(map(_is_polygon, mask)))
-
-
-def _covers(mask: dict[str, Any], image: dict[str, Any]) -> bool:
-    """Whether run lengths are of the image's size; compressed ones are not unpacked."""
-    size, counts = [image["height"], image["width"]], mask.get("counts")
-    return list(mask.get("size", ())) == size and (
-        not isinstance(counts, list) or sum(counts) == math.prod(size)
-    )
-
-
-def _complete(annotation: Annotation, image: dict[str, Any], mended: Counter[str]) -> Annotation:
-    """An annotation with what evaluation needs of it."""
-    mask = annotation.get("segmentation")
-    if isinstance(mask, list) and mask and not all(map(_is_polygon, mask)):
-        mended["masks with polygons of fewer than three corners"] += 1
-        annotation = {**annotation, "segmentation": [corners for corners in mask if _is_polygon(corners)]}
-    if not _is_finite(annotation.get("area")):
-        mended["annotations without an area"] += 1
-        annotation = {**annotation, "area": _area(annotation, image)}
-    if "iscrowd" not in annotation:
-        mended["annotations that do not say whether they are a crowd"] += 1
-        annotation = {**annotation, "iscrowd": 0}
-    return annotation
-
-
-def _area(annotation: Annotation, image: dict[str, Any]) -> float:
-    """Square pixels of the mask, or else of the box."""
-    mask = annotation.get("segmentation")
-    if not mask:
-        return float(annotation["bbox"][2] * annotation["bbox"][3])
-    if isinstance(mask, list) or isinstance(mask["counts"], list):
-        mask = coco_mask.frPyObjects(mask, image["height"], image["width"])
-    return float(coco_mask.area(coco_mask.merge(mask) if isinstance(mask, list) else mask))
-
-
-def what_is_not_coco(content: Any) -> str:
-    """What keeps the content of a JSON file from being COCO instance annotations; empty: nothing."""
-    if not isinstance(content, dict):
-        return f"its top level is a {type(content).__name__}, expected an object"
-    for section, keys in _REQUIRED.items():
-        entries = content.get(section)
-        if not isinstance(entries, list):
-            return f"it has no list '{section}'"
-        for position, entry in enumerate(entries):
-            missing = [key for key in keys if not isinstance(entry, dict) or key not in entry]
-            if missing:
-                return f"{section}[{position}] lacks {', '.join(missing)}"
-    known = {category["id"] for category in content["categories"]}
-    for position, entry in enumerate(content["annotations"]):
-        if entry["category_id"] not in known:
-            return f"annotations[{position}] has category_id {entry['category_id']}, not among the categories"
-    return ""
+def _iou(one: Array, other: Array) -> Array:
+    """Intersection over union of boxes ``(N, 4)``, x, y, width and height, in pairs."""
+    low = np.maximum(one[:, :2], other[:, :2])
+    high = np.minimum(one[:, :2] + one[:, 2:], other[:, :2] + other[:, 2:])
+    common = (high - low).clip(0).prod(axis=1)
+    union = one[:, 2:].clip(0).prod(axis=1) + other[:, 2:].clip(0).prod(axis=1) - common
+    return np.asarray(common / union.clip(1e-9))

@@ -1,29 +1,34 @@
-"""COCO-format datasets that say what is wrong with them, and are used without it where they can be."""
+"""COCO-format datasets in Detectron2's catalog, of annotations that were checked."""
 
 from __future__ import annotations
 
-import json
 import logging
 import os
-import tempfile
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from detectron2.data import DatasetCatalog, MetadataCatalog, get_detection_dataset_dicts
-from detectron2.data.datasets import load_coco_json
+from detectron2.data.datasets import register_coco_instances
+from detectron2.structures import BoxMode
+from detectron2.utils.logger import log_first_n
 
-from .annotations import sensible_annotations, what_is_not_coco
+from ..engine.checkpoints.checkpoint import describe
+from .annotations import SanitizedAnnotations, read_annotations
 
 _logger = logging.getLogger("detectron2.piip")
 _SMALLEST_SIDE = 32  # px, of images that mmdetection trains on
+_findings: dict[str, str] = {}  # of datasets that were read, by name
+
+__all__ = ["dataset_dicts", "describe_classes", "register", "register_coco"]
 
 
 def register_coco(
     name: str,
     json_file: str | os.PathLike[str],
     image_root: str | os.PathLike[str],
-    metadata: dict[str, Any] | None = None,
+    metadata: Mapping[str, Any] | None = None,
 ) -> None:
     """Register a COCO-format dataset under `name`; a second call with the same name replaces the first.
 
@@ -32,68 +37,92 @@ def register_coco(
 
     Args:
         name: what configs call the dataset.
-        json_file: its annotations, in COCO's instances format.
+        json_file: its annotations, in COCO's instances format; see
+            :func:`~piip.detection.annotations.sanitize_annotations` for what of them is used.
         image_root: the folder that its file names are relative to.
         metadata: more of what Detectron2 should know about it, such as "thing_classes", "thing_colors" and
             "thing_dataset_id_to_contiguous_id"; without it classes are known once the annotations are read.
     """
+    register(name, json_file, image_root, metadata, evaluator_type="coco", read=read_annotations)
+
+
+def register(
+    name: str,
+    json_file: str | os.PathLike[str],
+    image_root: str | os.PathLike[str],
+    metadata: Mapping[str, Any] | None,
+    *,
+    evaluator_type: str,
+    read: Callable[[str], SanitizedAnnotations],
+) -> None:
+    """:func:`register_coco` for any format that `read` makes COCO's of."""
     if name in DatasetCatalog:
         DatasetCatalog.remove(name)
         MetadataCatalog.remove(name)
-    annotations, images = os.fspath(json_file), os.fspath(image_root)
-    DatasetCatalog.register(name, lambda: _load_sensible(annotations, images, name))
+    file, images = os.fspath(json_file), os.fspath(image_root)
+    DatasetCatalog.register(name, lambda: _records(name, images, read(file)))
     MetadataCatalog.get(name).set(
-        json_file=annotations, image_root=images, evaluator_type="coco", **(metadata or {})
+        json_file=file, image_root=images, evaluator_type=evaluator_type, **(metadata or {})
     )
 
 
-def _load_sensible(json_file: str, image_root: str, name: str) -> list[dict[str, Any]]:
-    """Records of what makes sense in an annotation file; the log says once what does not, and how much.
+def describe_classes(name: str, categories: Sequence[Mapping[str, Any]]) -> None:
+    """Tell Detectron2's catalog of a dataset's classes what it does not know yet.
 
-    Annotations to be ignored, which Detectron2 refuses, become crowds: nothing is learned from either.
+    Raises:
+        ValueError: it knows other classes.
     """
-
-    def load(file: str) -> list[dict[str, Any]]:
-        records: list[dict[str, Any]] = load_coco_json(file, image_root, name, ["area"])
-        return records
-
-    try:
-        sensible = sensible_annotations(json.loads(Path(json_file).read_text()))
-    except (ValueError, KeyError, TypeError, AttributeError):
-        # no COCO file at all: Detectron2 fails on it, and `dataset_dicts` says what is wrong
-        return load(json_file)
-    annotations = sensible.content["annotations"]
-    ignored = [place for place, annotation in enumerate(annotations) if annotation.get("ignore")]
-    for place in ignored:
-        annotations[place] = {**annotations[place], "ignore": 0, "iscrowd": 1}
-    changes = [str(sensible)] if str(sensible) else []
-    if ignored:
-        changes.append(f"not trained on are {len(ignored)} annotations to be ignored")
-    if not changes:
-        return load(json_file)
-    _logger.warning(f"{json_file}: {'; '.join(changes)}")
-    with tempfile.TemporaryDirectory() as folder:  # Detectron2 reads files
-        file = Path(folder, Path(json_file).name)
-        file.write_text(json.dumps(sensible.content))
-        return load(str(file))
-
-
-def _published_records(name: str) -> list[dict[str, Any]]:
-    """The images of a registered dataset that mmdetection trains on."""
     metadata = MetadataCatalog.get(name)
-    if "json_file" in metadata.as_dict():  # Detectron2's own records have no areas
-        records = _load_sensible(metadata.json_file, metadata.image_root, name)
-    else:
-        records = DatasetCatalog.get(name)
-    return [r for r in records if r["annotations"] and min(r["height"], r["width"]) >= _SMALLEST_SIDE]
+    names = {category["id"]: category["name"] for category in categories}
+    ids = {id_: number for number, id_ in enumerate(sorted(names))}
+    classes = [names[id_] for id_ in ids]
+    known = metadata.get("thing_classes", classes)
+    # LVIS's own files name classes otherwise than Detectron2
+    same_names = known == classes or metadata.evaluator_type == "lvis"
+    if metadata.get("thing_dataset_id_to_contiguous_id", ids) != ids or not same_names:
+        raise ValueError(
+            f"{metadata.json_file} has {describe(classes)}, dataset '{name}' {describe(known)}: give the "
+            "file as --data"
+        )
+    found = {"thing_classes": classes, "thing_dataset_id_to_contiguous_id": ids}
+    metadata.set(**{key: value for key, value in found.items() if metadata.get(key) is None})
 
 
-def _what_is_not_coco(path: Path) -> str:
-    try:
-        content = json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        return f"it is not JSON ({error})"
-    return what_is_not_coco(content)
+def _records(name: str, image_root: str, checked: SanitizedAnnotations) -> list[dict[str, Any]]:
+    """A dataset in Detectron2's standard format; the log says once what was left out and mended."""
+    metadata = MetadataCatalog.get(name)
+    _findings[name] = str(checked)
+    if str(checked):
+        log_first_n(logging.WARNING, f"{metadata.json_file}: {checked}", name=_logger.name, key="message")
+    describe_classes(name, checked.content["categories"])
+    annotations = defaultdict(list)
+    for annotation in checked.content.get("annotations", ()):
+        annotations[annotation["image_id"]].append(
+            _object(annotation, metadata.thing_dataset_id_to_contiguous_id[annotation["category_id"]])
+        )
+    return [
+        {
+            "file_name": os.path.join(image_root, image["file_name"]),
+            "image_id": image["id"],
+            "height": image["height"],
+            "width": image["width"],
+            "annotations": annotations[image["id"]],
+        }
+        for image in sorted(checked.content["images"], key=lambda image: image["id"])
+    ]
+
+
+def _object(annotation: Mapping[str, Any], label: int) -> dict[str, Any]:
+    """One object of an image's record."""
+    kept = {key: annotation[key] for key in ("iscrowd", "bbox", "area")}
+    kept |= {"bbox_mode": BoxMode.XYWH_ABS, "category_id": label}
+    if mask := annotation.get("segmentation"):
+        kept["segmentation"] = mask
+    if keypoints := annotation.get(
+        "keypoints"
+    ):  # from centres of pixels to coordinates, but not the visibility
+        kept["keypoints"] = [value + 0.5 * (number % 3 != 2) for number, value in enumerate(keypoints)]
+    return kept
 
 
 def dataset_dicts(
@@ -121,30 +150,37 @@ def dataset_dicts(
             raise KeyError(
                 f"dataset '{name}' is not registered: register_coco(name, json_file, image_root) does it"
             )
+        _check_when_read(name)
         path = Path(MetadataCatalog.get(name).get("json_file", ""))
         if path.name and not path.is_file():
             raise FileNotFoundError(
                 f"annotation file {path} of dataset '{name}' does not exist: "
                 "put the dataset there, or set DETECTRON2_DATASETS to the folder that holds it"
             )
+    records: list[dict[str, Any]] = []
+    reason = f"no image of {_SMALLEST_SIDE} px or more has an annotation"
     try:
-        records: list[dict[str, Any]]
-        if filter_empty and rules == "mmdetection":
-            records = [record for name in names for record in _published_records(name)]
-            if not records:
-                raise ValueError("no image has an annotation")
-        else:
+        if rules == "detectron2" or not filter_empty:
             records = get_detection_dataset_dicts(names, filter_empty=filter_empty)
-        if any(
-            "bbox" not in annotation for record in records for annotation in record.get("annotations", ())
-        ):
-            raise KeyError("bbox")  # Detectron2 would fail on it in the middle of training
-    except (AssertionError, AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
-        for path in (Path(MetadataCatalog.get(name).get("json_file", "")) for name in names):
-            reason = _what_is_not_coco(path) if path.is_file() else ""
-            if reason:
-                raise ValueError(f"{path} is not a COCO annotation file: {reason}") from error
-        raise ValueError(
-            f"dataset {', '.join(names)} cannot be used: {error or type(error).__name__}"
-        ) from error
+        else:
+            records = [record for name in names for record in DatasetCatalog.get(name)]
+            records = [
+                r for r in records if r["annotations"] and min(r["height"], r["width"]) >= _SMALLEST_SIDE
+            ]
+    except AssertionError as error:  # Detectron2's: there is no image, or none with an object
+        reason = str(error).rstrip("!.")
+    if not records:
+        files = ", ".join(str(MetadataCatalog.get(name).get("json_file", name)) for name in names)
+        reasons = "; ".join(filter(None, [reason, *map(_findings.get, names)]))
+        raise ValueError(f"{files} cannot be used: {reasons}")
     return records
+
+
+def _check_when_read(name: str) -> None:
+    """Have a COCO dataset that Detectron2 registered read by :func:`read_annotations`, too."""
+    if DatasetCatalog.data[name].__module__ == register_coco_instances.__module__:
+        known = MetadataCatalog.get(name)
+        DatasetCatalog.remove(name)
+        DatasetCatalog.register(
+            name, lambda: _records(name, known.image_root, read_annotations(known.json_file))
+        )

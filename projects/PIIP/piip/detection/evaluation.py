@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import math
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
+from detectron2.data import MetadataCatalog
 from detectron2.evaluation import COCOEvaluator as Detectron2Evaluator
 
-from .annotations import sensible_annotations
+from .annotations import has_masks, read_annotations
 from .predict import InstanceRenderer
 
-__all__ = ["COCOEvaluator", "summary"]
+__all__ = ["COCOEvaluator", "empty_dataset", "measurable", "summary"]
+
+_logger = logging.getLogger("detectron2.piip")
 
 _COLUMNS = {"AP": "AP", "AP50": "AP50", "AP75": "AP75", "APs": "small", "APm": "medium", "APl": "large"}
 
@@ -32,19 +38,54 @@ def summary(results: Mapping[str, Mapping[str, float]]) -> str:
     return "\n".join(lines)
 
 
+@contextlib.contextmanager
+def empty_dataset() -> Iterator[str]:
+    """The name of a dataset of nothing, for Detectron2's evaluators: they read files before any check."""
+    name = "piip_empty"
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "annotations.json")
+        file.write_text('{"images": [], "annotations": [], "categories": []}')
+        MetadataCatalog.get(name).json_file = str(file)
+        try:
+            yield name
+        finally:
+            MetadataCatalog.remove(name)
+
+
+def measurable(tasks: Iterable[str], content: Mapping[str, Any]) -> list[str]:
+    """Those of an evaluator's tasks for which the annotations have what they take."""
+    if "segm" in (tasks := list(tasks)) and content.get("annotations") and not has_masks(content):
+        _logger.warning("the annotations have no masks: only boxes are evaluated")
+        tasks.remove("segm")
+    return tasks
+
+
 class COCOEvaluator(Detectron2Evaluator):
-    """Detectron2's evaluator on those annotations that make sense, which says in the end what it found.
+    """Detectron2's evaluator on checked annotations, which says in the end what it found."""
 
-    It leaves out what `register_coco` leaves out of the data, see :func:`sensible_annotations`.
-    """
+    _tasks: Any
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        """Arguments are Detectron2's."""
-        super().__init__(*args, **kwargs)
-        if "annotations" in self._coco_api.dataset:
-            self._coco_api.dataset = sensible_annotations(self._coco_api.dataset).content
-            with contextlib.redirect_stdout(io.StringIO()):
-                self._coco_api.createIndex()
+    def __init__(self, dataset_name: str, *args: Any, **kwargs: Any) -> None:
+        """Arguments are Detectron2's.
+
+        Raises:
+            ValueError: the annotation file cannot be read, see :func:`read_annotations`.
+        """
+        metadata = MetadataCatalog.get(dataset_name)
+        if metadata.get("json_file") is None:  # Detectron2 writes one
+            super().__init__(dataset_name, *args, **kwargs)
+        else:
+            with empty_dataset() as empty:
+                super().__init__(empty, *args, **kwargs)
+        content = read_annotations(metadata.json_file).content
+        self._metadata, self._do_evaluation = metadata, "annotations" in content
+        self._coco_api.dataset = content
+        with contextlib.redirect_stdout(io.StringIO()):
+            self._coco_api.createIndex()
+        self._tasks = self._tasks and measurable(self._tasks, content)
+
+    def _tasks_from_predictions(self, predictions: Any) -> list[str]:
+        return measurable(super()._tasks_from_predictions(predictions), self._coco_api.dataset)
 
     def renderer(self) -> InstanceRenderer:
         """What draws a detector's output in an evaluation."""

@@ -7,26 +7,27 @@ takes the package `lvis`, reading does not.
 
 from __future__ import annotations
 
-import json
 import os
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
-from pathlib import Path
+from functools import cached_property, partial
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
 import torch
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import MetadataCatalog
 from detectron2.evaluation import LVISEvaluator as Detectron2Evaluator
-from detectron2.structures import BoxMode
 from omegaconf import DictConfig
 from torch import Tensor
 
 from ..engine.checkpoints.checkpoint import ClassShapes
-from .annotations import sensible_annotations
+from .annotations import SanitizedAnnotations, read_json, sanitize_annotations
+from .data import describe_classes, register
+from .evaluation import empty_dataset, measurable
+from .numbers import whole_number
 from .own_data import CocoData, CocoFiles
 
 __all__ = ["FederatedWeights", "LVISEvaluator", "LvisData", "read_lvis", "register_lvis"]
@@ -47,8 +48,8 @@ _SEARCHED = ("neg_category_ids", "not_exhaustive_category_ids")
 _MAX_SAMPLED = 50  # classes a batch that federated loss looks at
 
 
-def read_lvis(json_file: str | os.PathLike[str]) -> dict[str, Any]:
-    """The content of an LVIS file, without the nonsense that :func:`sensible_annotations` leaves out.
+def read_lvis(json_file: str | os.PathLike[str]) -> SanitizedAnnotations:
+    """Read and check an LVIS file as :func:`~piip.detection.annotations.read_annotations` does a COCO file.
 
     Where categories do not say in how many images they are, or how frequent that is, it is counted: "r" up
     to 10 images, "c" up to 100, "f".
@@ -56,33 +57,46 @@ def read_lvis(json_file: str | os.PathLike[str]) -> dict[str, Any]:
     Raises:
         ValueError: it is not JSON, or no LVIS file.
     """
-    path = Path(json_file)
+    content = read_json(json_file)
     try:
-        content = json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not JSON: {error}") from error
-    try:
-        for image in content["images"]:
-            if "file_name" not in image:  # LVIS v1 names folder and file in the address of the image
-                image["file_name"] = "/".join(image["coco_url"].split("/")[-2:])
-            if missing := [key for key in _SEARCHED if key not in image]:
-                raise KeyError(missing[0])
-        for annotation in content["annotations"]:
-            annotation.setdefault("iscrowd", 0)  # LVIS has no crowds
-        content = sensible_annotations(content).content
-        images = defaultdict(set)
-        for annotation in content["annotations"]:
-            images[annotation["category_id"]].add(annotation["image_id"])
-        for category in content["categories"]:
-            count = category.setdefault("image_count", len(images[category["id"]]))
-            category.setdefault("frequency", "r" if count < _COMMON else "c" if count < _FREQUENT else "f")
-    except (KeyError, TypeError, AttributeError) as error:
-        lacking = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
-        raise ValueError(
-            f"{path} is not an LVIS annotation file ({lacking}): a COCO file needs neg_category_ids and "
-            "not_exhaustive_category_ids of every image to become one"
-        ) from error
-    return dict(content)
+        checked = sanitize_annotations(_as_coco(content))
+    except ValueError as error:
+        raise ValueError(f"{os.fspath(json_file)} is not an LVIS annotation file: {error}") from error
+    images = defaultdict(set)
+    for annotation in checked.content["annotations"]:
+        images[annotation["category_id"]].add(annotation["image_id"])
+    for category in checked.content["categories"]:
+        count = whole_number(category.get("image_count"))
+        count = len(images[category["id"]]) if count is None or count < 0 else count
+        category["image_count"] = count
+        if category.get("frequency") not in ("r", "c", "f"):
+            category["frequency"] = "r" if count < _COMMON else "c" if count < _FREQUENT else "f"
+    return checked
+
+
+def _as_coco(content: Any) -> Any:
+    """An LVIS file, with what only COCO's have.
+
+    Raises:
+        ValueError: it lacks what only LVIS's have.
+    """
+    if not isinstance(content, dict) or not isinstance(content.get("images"), list):
+        return content  # the check says what is wrong
+    for position, image in enumerate(content["images"]):
+        for key in _SEARCHED:
+            if not isinstance(image, dict) or not isinstance(image.get(key), list):
+                raise ValueError(
+                    f"images[{position}] lacks a list '{key}'; a COCO file needs neg_category_ids and "
+                    "not_exhaustive_category_ids of every image to become one"
+                )
+            image[key] = [id_ for id_ in map(whole_number, image[key]) if id_ is not None]
+        address = image.get("coco_url")
+        if "file_name" not in image and isinstance(address, str):  # it ends with folder and file
+            image["file_name"] = "/".join(address.split("/")[-2:])
+    annotations = content.get("annotations", [])
+    if isinstance(annotations, list):  # LVIS has no crowds
+        annotations = [{"iscrowd": 0, **a} if isinstance(a, dict) else a for a in annotations]
+    return {**content, "annotations": annotations}
 
 
 def register_lvis(
@@ -101,53 +115,21 @@ def register_lvis(
         metadata: "thing_classes", "thing_dataset_id_to_contiguous_id" and "class_image_count"; without
             it, or without the latter, the annotations are read for it when it is needed.
     """
-    if name in DatasetCatalog:
-        DatasetCatalog.remove(name)
-        MetadataCatalog.remove(name)
-    DatasetCatalog.register(name, lambda: _records(name, Path(json_file), Path(image_root)))
-    MetadataCatalog.get(name).set(
-        json_file=os.fspath(json_file),
-        image_root=os.fspath(image_root),
-        evaluator_type="lvis",
-        **(metadata or {}),
-    )
+    read = partial(_read_described, name)
+    register(name, json_file, image_root, metadata, evaluator_type="lvis", read=read)
 
 
-def _describe_classes(name: str, categories: Sequence[Mapping[str, Any]]) -> None:
-    """Tell Detectron2's catalog of a dataset's classes what it does not know yet."""
-    metadata = MetadataCatalog.get(name)
-    ordered = sorted(categories, key=lambda category: category["id"])
-    known = {
-        "thing_classes": [category["name"] for category in ordered],
-        "thing_dataset_id_to_contiguous_id": {category["id"]: i for i, category in enumerate(ordered)},
-        "class_image_count": [{key: c[key] for key in ("id", "image_count")} for c in ordered],
-    }
-    metadata.set(**{key: value for key, value in known.items() if metadata.get(key) is None})
-
-
-def _records(name: str, json_file: Path, image_root: Path) -> list[dict[str, Any]]:
-    """A dataset in Detectron2's standard format."""
-    content = read_lvis(json_file)
-    _describe_classes(name, content["categories"])
-    classes = MetadataCatalog.get(name).thing_dataset_id_to_contiguous_id
-    annotations = defaultdict(list)
-    for annotation in content["annotations"]:
-        kept = {"bbox": annotation["bbox"], "bbox_mode": BoxMode.XYWH_ABS, "iscrowd": annotation["iscrowd"]}
-        if "segmentation" in annotation:
-            kept["segmentation"] = annotation["segmentation"]
-        annotations[annotation["image_id"]].append(
-            {**kept, "category_id": classes[annotation["category_id"]]}
+def _read_described(name: str, json_file: str) -> SanitizedAnnotations:
+    """Read a file, and tell Detectron2's catalog of its classes."""
+    checked = read_lvis(json_file)
+    categories = checked.content["categories"]
+    describe_classes(name, categories)
+    if MetadataCatalog.get(name).get("class_image_count") is None:
+        counts = sorted(
+            ({key: c[key] for key in ("id", "image_count")} for c in categories), key=itemgetter("id")
         )
-    return [
-        {
-            "file_name": str(image_root / image["file_name"]),
-            "image_id": image["id"],
-            "height": image["height"],
-            "width": image["width"],
-            "annotations": annotations[image["id"]],
-        }
-        for image in sorted(content["images"], key=lambda image: image["id"])
-    ]
+        MetadataCatalog.get(name).class_image_count = counts
+    return checked
 
 
 @dataclass(frozen=True)
@@ -177,7 +159,7 @@ class FederatedWeights:
             return torch.ones(self.num_classes)
         metadata = MetadataCatalog.get(self.dataset)
         if metadata.get("class_image_count") is None:
-            _describe_classes(self.dataset, read_lvis(metadata.json_file)["categories"])
+            _read_described(self.dataset, metadata.json_file)
         counts = sorted(metadata.class_image_count, key=lambda entry: entry["id"])
         if len(counts) != self.num_classes:
             raise ValueError(
@@ -205,14 +187,18 @@ def _former_names_of_numpy() -> Iterator[None]:
 class LVISEvaluator(Detectron2Evaluator):
     """Detectron2's LVIS evaluator on what :func:`read_lvis` reads, which says in the end what it found."""
 
+    _tasks: Any
+
     def __init__(self, dataset_name: str, *args: Any, **kwargs: Any) -> None:
         """Arguments are Detectron2's.
 
         Raises:
             ModuleNotFoundError: `lvis` is not installed.
+            ValueError: the annotation file cannot be read, see :func:`read_lvis`.
         """
         try:
-            super().__init__(dataset_name, *args, **kwargs)
+            with empty_dataset() as empty:
+                super().__init__(empty, *args, **kwargs)
         except ModuleNotFoundError as error:
             if error.name != "lvis":
                 raise
@@ -220,10 +206,15 @@ class LVISEvaluator(Detectron2Evaluator):
                 "evaluation on LVIS needs its package: pip install --no-deps lvis==0.5.3 (what it depends on "
                 "is here already, and a second OpenCV would not be welcome)"
             ) from error
-        content = read_lvis(self._metadata.json_file)
-        _describe_classes(dataset_name, content["categories"])
+        self._metadata = MetadataCatalog.get(dataset_name)
+        content = _read_described(dataset_name, self._metadata.json_file).content
+        self._do_evaluation = bool(content["annotations"])
         self._lvis_api.dataset = content
         self._lvis_api._create_index()
+        self._tasks = self._tasks and measurable(self._tasks, content)
+
+    def _tasks_from_predictions(self, predictions: Any) -> list[str]:
+        return measurable(super()._tasks_from_predictions(predictions), self._lvis_api.dataset)
 
     def evaluate(self) -> Any:
         """As Detectron2's."""
@@ -248,8 +239,8 @@ class LvisFiles(CocoFiles):
     """Annotations in LVIS's format, and the folder that their file names are relative to."""
 
     @cached_property
-    def content(self) -> dict[str, Any]:
-        """What :func:`read_lvis` reads."""
+    def checked(self) -> SanitizedAnnotations:
+        """The annotation file, see :func:`read_lvis`."""
         return read_lvis(self.annotations)
 
 
@@ -274,8 +265,10 @@ class LvisData(CocoData):
             predictor.get_fed_loss_cls_weights.dataset = None
         super().follow(cfg, metadata)
 
-    def _register(self, name: str, files: CocoFiles, metadata: dict[str, Any]) -> None:
-        register_lvis(name, files.annotations, files.images, metadata)
+    def register(self, name: str, files: CocoFiles) -> None:
+        """As a dataset in LVIS's format."""
+        files.check_images()
+        register_lvis(name, files.annotations, files.images, self._metadata(files))
 
 
 def _federated(cfg: DictConfig) -> list[Any]:

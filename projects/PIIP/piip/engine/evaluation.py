@@ -17,13 +17,13 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from ..numerics import autocast
-from .data.workers import DataError
+from .data.workers import DataError, reason_of
 from .distributed.preemption import leave_if_told
 from .distributed.sharding import unsharded
 from .ema import AverageWeights
 from .pictures import Pictures
 
-__all__ = ["class_names", "evaluate", "evaluate_both", "with_tta"]
+__all__ = ["check_test_set", "class_names", "evaluate", "evaluate_both", "with_tta"]
 
 _logger = logging.getLogger("detectron2.piip")
 _CLASSES = (
@@ -43,6 +43,16 @@ def class_names(cfg: DictConfig) -> dict[str, Any]:
         return {}
     known = MetadataCatalog.get(names if isinstance(names, str) else names[0]).as_dict()
     return {key: known[key] for key in _CLASSES if known.get(key) is not None}
+
+
+def check_test_set(cfg: DictConfig) -> None:
+    """Read the annotations of the config's test set and build its evaluator, before time goes into training.
+
+    Raises:
+        ValueError, OSError, ModuleNotFoundError: what the first evaluation would end with.
+    """
+    instantiate(OmegaConf.select(cfg, "dataloader.test.dataset"))
+    instantiate(cfg.dataloader.evaluator)
 
 
 def with_tta(cfg: DictConfig, model: nn.Module) -> nn.Module:
@@ -79,7 +89,7 @@ class _Images:
             try:
                 batch = next(batches)
             except (RuntimeError, ValueError, OSError) as error:  # of a worker that died, or of an image
-                raise DataError(str(error)) from error
+                raise DataError(reason_of(error)) from error
             yield batch
 
 

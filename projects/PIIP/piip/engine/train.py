@@ -14,6 +14,7 @@ from typing import Any
 from detectron2.config import instantiate
 from detectron2.engine import default_setup
 from detectron2.utils import comm
+from detectron2.utils.logger import setup_logger
 from omegaconf import DictConfig
 
 import piip_ops
@@ -21,11 +22,18 @@ import piip_ops
 from ..seeding import mix_seed, seed_all
 from ..weights.files.atomic import remove_partial
 from ..weights.pretrained import load_pretrained
-from .checkpoints.checkpoint import METADATA, Checkpointer, ClassShapes, check_same_classes
+from .checkpoints.checkpoint import (
+    CLASS_NAMES,
+    METADATA,
+    Checkpointer,
+    ClassShapes,
+    check_same_classes,
+    describe,
+)
 from .checkpoints.run_lock import run_lock
 from .checkpoints.sharded_checkpoint import ShardedCheckpointer
 from .config import load_config
-from .data.custom_data import use_own_data
+from .data.custom_data import use_custom_dataset
 from .data.loader import TrainLoader
 from .data.workers import DataError
 from .distributed.collectives import barrier
@@ -33,7 +41,7 @@ from .distributed.launching import restarted
 from .distributed.preemption import Preempted, watch
 from .distributed.sharding import is_sharded, load_pretrained_parts
 from .ema import AverageWeights
-from .evaluation import class_names, evaluate, with_tta
+from .evaluation import check_test_set, class_names, evaluate, with_tta
 from .hooks import training_hooks
 from .model import build_model, for_prediction, prepare_model
 from .nonfinite import NonfiniteGuard
@@ -68,6 +76,7 @@ def train(cfg: DictConfig, *, resume: bool = False, restartable: ClassShapes | N
             "train.amp.enabled (float16) is not supported: set train.precision='bfloat16' instead"
         )
     settings = TrainSettings.of(cfg)
+    check_test_set(cfg)
     resume = resume or restarted()
     seed = settings.seed if settings.seed >= 0 else comm.shared_random_seed()
     seed_all(mix_seed(seed, 0))  # the first weights: under FSDP each process keeps a part of the same ones
@@ -169,28 +178,31 @@ def main(args: argparse.Namespace) -> None:
     """What `tools/lazyconfig_train_net.py` does in each process.
 
     Args:
-        args: Detectron2's default arguments, and `data`: what describes one's own data, if anything.
+        args: Detectron2's default arguments, and `data`: what describes a custom dataset, if anything.
     """
     cfg = load_config(args.config_file, args.opts)
-    restartable = use_own_data(cfg, args.data, train=not args.eval_only)
     if args.eval_only or not comm.is_main_process():
-        _run(cfg, args, restartable)
+        _run(cfg, args)
         return
     with run_lock(cfg.train.output_dir):
         remove_partial(cfg.train.output_dir)
-        _run(cfg, args, restartable)
+        _run(cfg, args)
 
 
-def _run(cfg: DictConfig, args: argparse.Namespace, restartable: ClassShapes) -> None:
+def _run(cfg: DictConfig, args: argparse.Namespace) -> None:
+    setup_logger(cfg.train.output_dir, distributed_rank=comm.get_rank())  # the data may have something to say
+    restartable = use_custom_dataset(cfg, args.data, train=not args.eval_only)
     default_setup(cfg, args)  # logs Detectron2's environment report, which the next line completes
     _logger.info("Attention operator: %s", ", ".join(f"{k}: {v}" for k, v in piip_ops.build_info().items()))
     if args.data:
-        _logger.info(f"data: {', '.join(args.data)}; {len(restartable)} tensors follow their classes")
+        (classes,) = (names for key, names in class_names(cfg).items() if key in CLASS_NAMES)
+        fitted = f"the head is fitted to {describe(classes)}: {', '.join(restartable)}"
+        _logger.info(f"data: {', '.join(args.data)}; {fitted}")
     if not args.eval_only:
         train(cfg, resume=args.resume, restartable=restartable)
         return
     model = build_model(cfg)
-    checkpointer = Checkpointer(model, cfg.train.output_dir)
+    checkpointer = Checkpointer(model, cfg.train.output_dir, metadata=class_names(cfg))
     loaded = checkpointer.resume_or_load(cfg.train.init_checkpoint, resume=args.resume)
     check_same_classes(loaded.get(METADATA, {}), class_names(cfg))
     evaluate(cfg, for_prediction(cfg, model))

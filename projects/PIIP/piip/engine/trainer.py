@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ..numerics import autocast
 from ..seeding import mix_seed, seed_all
-from .data.workers import DataError
+from .data.workers import DataError, reason_of
 from .distributed.collectives import any_rank
 from .nonfinite import NonfiniteGuard
 
@@ -156,7 +156,7 @@ class Trainer(SimpleTrainer):
             return batch
         if isinstance(failure, DataError):
             raise failure
-        reason = f"{type(failure).__name__}: {failure}" if failure else "in another process"
+        reason = reason_of(failure) if failure else "in another process"
         raise DataError(f"no batch for iteration {self.iter}, {reason}") from failure
 
     def _forward(self, batch: Any) -> dict[str, torch.Tensor]:

@@ -1,16 +1,14 @@
-"""Segmentors on any folder of images and label maps: registered, and the config's classes made theirs."""
+"""Custom datasets of segmentors: folders of images and of label maps."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from omegaconf import DictConfig
 
-from ..engine.checkpoints.checkpoint import ClassShapes
-from ..engine.data.custom_data import LOADERS, class_shapes, set_num_classes, splits
+from ..engine.data.custom_data import CustomDataset, pairs_of_paths
 from .data import register_folders
 
 __all__ = ["FolderData", "Folders"]
@@ -33,12 +31,13 @@ class Folders:
         Raises:
             FileNotFoundError: a folder is not there.
         """
-        colons = [position for position, letter in enumerate(text) if letter == ":"]
-        for colon in colons:
-            folders = cls(Path(text[:colon]).expanduser(), Path(text[colon + 1 :]).expanduser())
+        for folders in (cls(*pair) for pair in pairs_of_paths(text)):
             if folders.images.is_dir() and folders.labels.is_dir():
                 return folders
         raise FileNotFoundError(f"'{text}' does not name two folders: --data expects [train=|val=]{_FORM}")
+
+    def __str__(self) -> str:
+        return str(self.labels)
 
     def classes(self) -> list[str]:
         """Names of the classes 0, 1, ...: lines of `classes.txt` in the folder of the labels, or above it.
@@ -55,48 +54,32 @@ class Folders:
                 f"{self.labels / _NAMES} does not exist: write the names of the classes 0, 1, ... there, one "
                 "a line"
             )
-        names = [line.strip() for line in file.read_text().splitlines() if line.strip()]
+        names = [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
         if not names or len(set(names)) != len(names):
             raise ValueError(f"{file} must name one class a line, each once: it has {len(names)} lines")
         return names
 
 
-class FolderData:
+class FolderData(CustomDataset[Folders]):
     """What `--data` means for segmentors: folders of images and label maps, for training and validation."""
 
-    def use(self, cfg: DictConfig, data: Sequence[str], *, train: bool = True) -> ClassShapes:
-        """Make a segmentor's config one for other data, in place.
+    form = "IMAGES:LABELS"
+    places = ("heads.decode_head",)
+    names = "stuff_classes"
 
-        Registers the splits as "own_train" and "own_val", names them in the data loaders and the evaluator,
-        and replaces the number of classes wherever the model holds it.
+    def parse(self, text: str) -> Folders:
+        """See :meth:`Folders.parse`."""
+        return Folders.parse(text)
 
-        Args:
-            cfg: a LazyConfig of a segmentor.
-            data: "train=IMAGES:LABELS" and "val=...", or one without a split for both.
-            train: whether the training split is needed.
+    def classes(self, files: Folders) -> list[str]:
+        """See :meth:`Folders.classes`."""
+        return files.classes()
 
-        Returns:
-            The parameters that follow the number of classes.
+    def register(self, name: str, files: Folders) -> None:
+        """As a dataset of pairs of files."""
+        register_folders(name, files.images, files.labels, files.classes())
 
-        Raises:
-            ValueError: a split is missing, given twice, or has other classes than the other one.
-            FileNotFoundError: a folder, or the names of the classes, are not there.
-        """
-        folders = splits(data, Folders.parse, _FORM, train=train)
-        classes = folders["val"].classes()
-        for split, pair in folders.items():
-            if pair.classes() != classes:
-                raise ValueError(
-                    f"{pair.labels} and {folders['val'].labels} have different classes: both need the same"
-                )
-            name = f"own_{split}"
-            register_folders(name, pair.images, pair.labels, classes)
-            cfg.dataloader[LOADERS[split]].dataset.names = name
+    def adapt(self, cfg: DictConfig, files: Mapping[str, Folders], number: int) -> None:
+        """Let the mappers know the number of classes."""
         for loader in (cfg.dataloader.train, cfg.dataloader.test):
-            loader.mapper.num_classes = len(classes)
-        return class_shapes(cfg, len(classes), "heads.decode_head")
-
-    def follow(self, cfg: DictConfig, metadata: Mapping[str, Any]) -> None:
-        """Give the config's segmentor, in place, the number of classes that a checkpoint names."""
-        if classes := metadata.get("stuff_classes"):
-            set_num_classes(cfg, len(classes), "heads.decode_head")
+            loader.mapper.num_classes = number

@@ -19,11 +19,13 @@ from ...weights.files.tensors import check_finite, read_file, state_dict_of, unw
 METADATA = "metadata"
 """Key of a checkpoint under which the names of its classes are."""
 
+CLASS_NAMES = ("thing_classes", "stuff_classes")
+"""Keys of the metadata under which a task's classes are."""
+
 ClassShapes = Mapping[str, tuple[int | None, ...]]
 """Shapes of the parameters that follow the number of classes, by name; None in the places where they do."""
 
 _SHOWN = 5  # keys named in an error, per kind of mismatch
-_NAMES = ("thing_classes", "stuff_classes")  # under METADATA
 
 
 def read_metadata(path: str) -> dict[str, Any]:
@@ -51,11 +53,11 @@ def check_same_classes(kept: Mapping[str, Any], wanted: Mapping[str, Any]) -> No
     Raises:
         ValueError: naming both.
     """
-    for key in _NAMES:
+    for key in CLASS_NAMES:
         if _differ(kept, wanted, key):
             raise ValueError(
-                f"the checkpoint was trained on {_described(kept[key])}, the data have "
-                f"{_described(wanted[key])}: give the data it was trained for (--data), or train it on these"
+                f"the checkpoint was trained on {describe(kept[key])}, the data have "
+                f"{describe(wanted[key])}: give the data it was trained for (--data), or train it on these"
             )
 
 
@@ -63,7 +65,8 @@ def _differ(kept: Mapping[str, Any], wanted: Mapping[str, Any], key: str) -> boo
     return bool(kept.get(key) and wanted.get(key)) and list(kept[key]) != list(wanted[key])
 
 
-def _described(names: Sequence[str]) -> str:
+def describe(names: Sequence[str]) -> str:
+    """Classes for a message: how many, and the first few names."""
     more = ", ..." if len(names) > _SHOWN else ""
     return f"{len(names)} classes ({', '.join(names[:_SHOWN])}{more})"
 
@@ -185,7 +188,7 @@ class Checkpointer(DetectionCheckpointer):
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
         model, weights = self.model.state_dict(), checkpoint["model"]
         kept = checkpoint.get(METADATA, {})
-        other_classes = any(_differ(kept, self.metadata, key) for key in _NAMES)
+        other_classes = any(_differ(kept, self.metadata, key) for key in CLASS_NAMES)
         if anew := sorted(
             key
             for key, shape in self.restartable.items()
@@ -200,7 +203,9 @@ class Checkpointer(DetectionCheckpointer):
             weights = checkpoint["model"] = {**weights, **{key: model[key] for key in anew}}
         mismatches = differences(weights, model, shown=_SHOWN)
         if mismatches:
-            known = [f"it knows {_described(kept[key])}" for key in _NAMES if other_classes and kept.get(key)]
+            if other_classes and not self.restartable:
+                check_same_classes(kept, self.metadata)
+            known = [f"it knows {describe(kept[key])}" for key in CLASS_NAMES if kept.get(key)]
             raise ValueError(
                 f"checkpoint does not fit the model ({'; '.join([*mismatches, *known])}): give its own config"
             )

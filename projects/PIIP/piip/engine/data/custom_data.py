@@ -1,10 +1,13 @@
-"""One's own data in the place of a config's: what `--data` of the tools does, whatever the task."""
+"""A custom dataset in the place of a config's: what `--data` of the tools does, whatever the task."""
 
 from __future__ import annotations
 
+import logging
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Protocol, TypeVar, cast
+from pathlib import Path
+from typing import Any, ClassVar, Generic, TypeVar, cast
 
 import torch
 from detectron2.config import instantiate
@@ -14,56 +17,115 @@ from ..checkpoints.checkpoint import ClassShapes, read_metadata
 
 __all__ = [
     "LOADERS",
-    "OwnData",
+    "CustomDataset",
     "class_shapes",
     "follow_weights",
+    "pairs_of_paths",
     "set_num_classes",
     "splits",
-    "use_own_data",
+    "use_custom_dataset",
     "without_overrides",
 ]
 
 LOADERS = {"train": "train", "val": "test"}
 """Splits on the command line: their loaders in a config."""
 
-Parsed = TypeVar("Parsed")
+Files = TypeVar("Files")
 
 _PLACE = "dataloader.own_data"
 
+_logger = logging.getLogger("detectron2.piip")
 
-class OwnData(Protocol):
-    """How a task takes other data; a config names its task's as `dataloader.own_data`."""
 
-    def use(self, cfg: DictConfig, data: Sequence[str], *, train: bool) -> ClassShapes:
+class CustomDataset(ABC, Generic[Files]):
+    """How a task takes other data; a config names its task's as `dataloader.own_data`.
+
+    Attributes:
+        form: what a split is called on the command line, for messages.
+        places: sections of a model that hold its number of classes; "" for the model itself.
+        names: key of a checkpoint's metadata under which the names of the classes are.
+    """
+
+    form: ClassVar[str]
+    places: ClassVar[tuple[str, ...]]
+    names: ClassVar[str]
+
+    @abstractmethod
+    def parse(self, text: str) -> Files:
+        """The files of a split, from what the command line calls it.
+
+        Raises:
+            FileNotFoundError: one is not there.
+        """
+
+    @abstractmethod
+    def classes(self, files: Files) -> Sequence[str] | Mapping[int, str]:
+        """Names of the classes, in their order or by their ids."""
+
+    @abstractmethod
+    def register(self, name: str, files: Files) -> None:
+        """Make the files known to Detectron2 under a name."""
+
+    def adapt(self, cfg: DictConfig, files: Mapping[str, Files], number: int) -> None:
+        """Change what else of the config the data call for, in place; `number` is that of the classes."""
+
+    def use(self, cfg: DictConfig, data: Sequence[str], *, train: bool = True) -> ClassShapes:
         """Make the config one for other data, in place.
+
+        Registers the splits as "own_train" and "own_val", names them in the data loaders and the evaluator,
+        and replaces the number of classes wherever the model holds it.
 
         Args:
             cfg: a LazyConfig.
-            data: what the command line says of the data.
-            train: whether training data are needed, too.
+            data: "train=..." and "val=...", or one without a split for both.
+            train: whether the training split is needed.
 
         Returns:
             The parameters that follow the number of classes.
+
+        Raises:
+            ValueError: a split is missing, given twice, or has other classes than the other one; or the
+                model has no number of classes.
+            FileNotFoundError: a file or folder is not there.
         """
+        found = splits(data, self.parse, self.form, train=train)
+        classes = self.classes(found["val"])
+        for split, files in found.items():
+            if self.classes(files) != classes:
+                raise ValueError(f"{files} and {found['val']} have different classes: both need the same")
+            self.register(f"own_{split}", files)
+            cfg.dataloader[LOADERS[split]].dataset.names = f"own_{split}"
+        if "dataset_name" in cfg.dataloader.get("evaluator", {}):
+            cfg.dataloader.evaluator.dataset_name = "own_val"
+        self.adapt(cfg, found, len(classes))
+        return class_shapes(cfg, len(classes), *self.places)
 
     def follow(self, cfg: DictConfig, metadata: Mapping[str, Any]) -> None:
-        """Give the config's model, in place, the classes that a checkpoint's metadata name."""
+        """Give the config's model, in place, the number of classes that a checkpoint's metadata name."""
+        if classes := metadata.get(self.names):
+            set_num_classes(cfg, len(classes), *self.places)
+
+
+def pairs_of_paths(text: str) -> list[tuple[Path, Path]]:
+    """All readings of ``ONE:OTHER``: names may hold colons themselves."""
+    colons = [position for position, letter in enumerate(text) if letter == ":"]
+    return [(Path(text[:i]).expanduser(), Path(text[i + 1 :]).expanduser()) for i in colons]
 
 
 def without_overrides(values: Sequence[str]) -> tuple[list[str], list[str]]:
-    """What a command line gives after `--data`, apart from the overrides (``a.b=c``, ``+a=c``) behind it."""
+    """A command line apart from its overrides (``a.b=c``, ``+a=c``), which may stand anywhere."""
     is_override = [re.match(r"\+|\w+(\.\w+|\[\d+\])+=", value) is not None for value in values]
     pairs = list(zip(values, is_override, strict=True))
     return [v for v, override in pairs if not override], [v for v, override in pairs if override]
 
 
-def _of(cfg: DictConfig) -> OwnData | None:
+def _of(cfg: DictConfig) -> CustomDataset[Any] | None:
     own = OmegaConf.select(cfg, _PLACE)
-    return None if own is None else cast(OwnData, instantiate(own))
+    return None if own is None else cast("CustomDataset[Any]", instantiate(own))
 
 
-def use_own_data(cfg: DictConfig, data: Sequence[str], *, train: bool) -> ClassShapes:
-    """Make a config one for other data, in place, as its task does; see :class:`OwnData`.
+def use_custom_dataset(cfg: DictConfig, data: Sequence[str], *, train: bool) -> ClassShapes:
+    """Make a config one for other data, in place, as its task does; see :class:`CustomDataset`.
 
     Args:
         cfg: a LazyConfig.
@@ -92,9 +154,7 @@ def follow_weights(cfg: DictConfig, weights: str) -> None:
         own.follow(cfg, metadata)
 
 
-def splits(
-    data: Sequence[str], parse: Callable[[str], Parsed], form: str, *, train: bool
-) -> dict[str, Parsed]:
+def splits(data: Sequence[str], parse: Callable[[str], Files], form: str, *, train: bool) -> dict[str, Files]:
     """What `--data` names, by split.
 
     Args:
@@ -106,7 +166,7 @@ def splits(
     Raises:
         ValueError: a split is missing, or given twice.
     """
-    found: dict[str, Parsed] = {}
+    found: dict[str, Files] = {}
     for text in data:
         split, equals, rest = text.partition("=")
         named = bool(equals) and split in LOADERS
@@ -117,6 +177,11 @@ def splits(
             found[name] = parsed
     if missing := [split for split in LOADERS if split not in found and (train or split == "val")]:
         raise ValueError(f"--data has no {missing[0]} set: give {missing[0]}={form}, too")
+    if train and found["train"] == found["val"]:
+        _logger.warning(
+            f"{found['val']} is used for training and for validation: the figures will say nothing of other "
+            f"images (give train={form} val={form})"
+        )
     return found
 
 

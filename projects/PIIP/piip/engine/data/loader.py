@@ -17,7 +17,6 @@ from detectron2.data.samplers import RepeatFactorTrainingSampler
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 from detectron2.utils.serialize import PicklableWrapper
-from PIL.Image import DecompressionBombError
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ...images import open_image
@@ -110,8 +109,15 @@ Mapper = Callable[[dict[str, Any]], dict[str, Any]]
 _SKIPPED = "skipped"  # key of a sample: names of the files it stands in for, and what is wrong with each
 _TRIES = 10  # images in a row that may be unusable: beyond that it is not the images
 
-# What reading a broken, missing or mismatched image raises in Pillow and Detectron2, and its annotations
-_UNUSABLE = (OSError, ValueError, KeyError, SyntaxError, DecompressionBombError)
+
+def _file(record: dict[str, Any]) -> str:
+    return str(record.get("file_name", "an image without a file name"))
+
+
+def _reason(record: dict[str, Any], error: Exception) -> str:
+    """Why an image cannot be used, on one line."""
+    id_ = f"image id {record['image_id']}, " if "image_id" in record else ""
+    return f"{id_}{type(error).__name__}: {' '.join(str(error).split())}"
 
 
 class _SeededSamples(Dataset[dict[str, Any]]):
@@ -131,9 +137,9 @@ class _SeededSamples(Dataset[dict[str, Any]]):
             record = self.records[index]
             try:
                 sample = self.mapper(record)
-            except _UNUSABLE as error:
-                name = str(record.get("file_name", f"image {index}"))
-                skipped[name] = f"{type(error).__name__}: {error}"
+            except Exception as error:
+                name = _file(record)
+                skipped[name] = _reason(record, error)
                 if attempt == _TRIES:
                     raise ValueError(
                         f"{_TRIES} images in a row cannot be used, lastly {name} ({skipped[name]}): "
@@ -256,7 +262,7 @@ class TrainLoader:
     def _images_of(self, number: int) -> list[str]:
         """Files of a batch."""
         draws = next(iter(self._sampler(number)))
-        return [str(self.records[index].get("file_name", f"image {index}")) for index, _ in draws]
+        return [_file(self.records[index]) for index, _ in draws]
 
     def _note_skipped(self, batch: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Say once of each file that it cannot be used; workers tell by what they put into their samples."""
@@ -277,10 +283,10 @@ class _NamesItsFile:
     def __call__(self, record: dict[str, Any]) -> dict[str, Any]:
         try:
             return self.mapper(record)
-        except _UNUSABLE as error:
+        except Exception as error:
             raise ValueError(
-                f"{record.get('file_name')} cannot be evaluated ({type(error).__name__}: {error}): mend it, "
-                "or take it out of the annotations"
+                f"{_file(record)} cannot be evaluated ({_reason(record, error)}): mend it, or take it out of "
+                "the annotations"
             ) from error
 
 

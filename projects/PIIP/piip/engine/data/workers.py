@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from ... import workers
 
-__all__ = ["START_METHOD", "DataError", "preload", "restart_on_worker_death", "start_worker"]
+__all__ = ["START_METHOD", "DataError", "preload", "reason_of", "restart_on_worker_death", "start_worker"]
 
 _logger = logging.getLogger("detectron2.piip")
 
@@ -28,6 +28,11 @@ _GRACE = 0.5  # seconds that the news of a death may take
 
 class DataError(ValueError):
     """There is no next batch, of training or evaluation; the model is as the last step left it."""
+
+
+def reason_of(error: Exception) -> str:
+    """The message of an error, without the traceback that one of a worker carries."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1]
 
 
 def preload(*modules: str) -> None:
