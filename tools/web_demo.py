@@ -1,11 +1,10 @@
 #!/usr/bin/env python
-"""Offer a page on which trained models can be tried: what they find, what it takes, what branches respond to.
+"""Serve a web page to try trained models on: detections, time and cost, responses of the branches.
 
 tools/web_demo.py --config-file CONFIG [CONFIG ...] --weights MODEL.pth [MODEL.pth ...] [--port 7860]
 """
 
 import argparse
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,11 +15,21 @@ from piip.engine.command_line import argument_parser, tool
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line."""
     parser = argument_parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config-file", nargs="+", required=True, help="LazyConfigs, one a model")
-    parser.add_argument("--weights", nargs="+", required=True, help="checkpoints, one a config, in its order")
-    parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 lets others in (default: %(default)s)")
+    parser.add_argument("--config-file", nargs="+", required=True, help="LazyConfigs, one per model")
+    parser.add_argument(
+        "--weights", nargs="+", required=True, help="checkpoints, one per config, in the same order"
+    )
+    parser.add_argument(
+        "--host",
+        default="127.0.0.1",
+        help="name or address to listen at; 0.0.0.0 lets others in (default: %(default)s)",
+    )
     parser.add_argument("--port", type=int, default=7860, help="(default: %(default)s)")
-    parser.add_argument("--examples", type=Path, help="folder of images to offer (default: drawn shapes)")
+    parser.add_argument(
+        "--examples",
+        type=Path,
+        help="folder of images to offer (default: drawn shapes, for models that know them)",
+    )
     parser.add_argument(
         "--max-megabytes", type=float, default=20.0, help="of an uploaded file (default: %(default)s)"
     )
@@ -37,22 +46,26 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.error(f"--examples {args.examples} is no folder")
 
     # imported here: --help needs none of it
-    from piip.engine.prediction.sources import IMAGE_SUFFIXES
+    from detectron2.utils.logger import setup_logger
+
+    from piip.images import list_files
     from piip.serve.analysis import Model
-    from piip.serve.page import build_page, drawn_examples, serve
+    from piip.serve.page import build_page, drawn_examples
+    from piip.serve.privacy import private_folder
+    from piip.serve.server import Server
     from piip.serve.upload import Limits
 
+    setup_logger(name="detectron2.piip")
     limits = Limits(args.max_megabytes, args.max_megapixels)
-    models = [
-        Model(config, weights, args.opts)
-        for config, weights in zip(args.config_file, args.weights, strict=True)
-    ]
-    with tempfile.TemporaryDirectory() as folder:
-        if args.examples:
-            images = sorted(p for p in args.examples.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
-        else:
-            images = drawn_examples(Path(folder))
-        serve(build_page(models, limits, images), limits, host=args.host, port=args.port)
+    with private_folder() as folder:
+        models = [
+            Model(config, weights, args.opts)
+            for config, weights in zip(args.config_file, args.weights, strict=True)
+        ]
+        images = list_files(args.examples) if args.examples else drawn_examples(models, folder)
+        server = Server(build_page(models, limits, images), limits, args.host, args.port)
+        print(f"the page is at {server.address} until Ctrl-C", flush=True)
+        server.run()
 
 
 if __name__ == "__main__":

@@ -11,22 +11,15 @@ from ... import require
 
 require.detectron2()
 
+import pycocotools.mask as coco_mask
 import torch
 
-from piip.engine.checkpoints.checkpoint import Checkpointer
-from piip.engine.config import load_config
-from piip.engine.model import build_model
 from piip.flops import build_on_meta
 from piip.measure.cost import detector_cost, load_detector
 from piip.serve.analysis import Model
 
 from ..tiny_config import QUICK_CONFIG, QUICK_SEGMENTOR
-
-
-def untrained(config: Path, folder: Path) -> Model:
-    torch.manual_seed(0)
-    Checkpointer(build_model(load_config(str(config))), str(folder)).save("model")
-    return Model(str(config), str(folder / "model.pth"))
+from .serving import untrained
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +33,8 @@ def image() -> np.ndarray:
 
 
 def test_a_detector(detector: Model, image: np.ndarray) -> None:
-    assert detector.name == "instance segmentation: mask_rcnn_piip_128_96_64_shapes"
+    assert detector.task == "instance segmentation"
+    assert detector.name.startswith("detector") and detector.name.endswith("/model")  # of its weights
     analysis = detector.analyse(image)
     assert analysis.picture.shape == (360, 480, 3)  # four times as large: small images are enlarged
     picture, rows = analysis.draw(0.05)
@@ -55,13 +49,17 @@ def test_a_detector(detector: Model, image: np.ndarray) -> None:
 
 
 def test_it_finds_what_the_demo_finds(detector: Model, image: np.ndarray) -> None:
-    instances = detector.analyse(image).output["instances"]
-    assert torch.equal(instances.scores, detector.predictor(image)["instances"].scores)
+    size = 360, 480  # at which it is shown
+    instances = detector.analyse(image).found
+    expected = detector.predictor(image, size)["instances"]
+    assert torch.equal(instances.scores, expected.scores)
+    masks = coco_mask.decode(list(instances.pred_masks)).transpose(2, 0, 1)
+    assert np.array_equal(masks, expected.pred_masks.numpy())
 
 
-def test_time_and_cost_by_part(detector: Model, image: np.ndarray) -> None:
+def test_time_and_cost_by_component(detector: Model, image: np.ndarray) -> None:
     """Every part is counted once: the sums are the detector's, for the padded image."""
-    rows = {row.part: row for row in detector.analyse(image).rows}
+    rows = {row.component: row for row in detector.analyse(image).rows}
     with build_on_meta():
         report = detector_cost(load_detector(str(QUICK_CONFIG)), (96, 128))
     assert rows["all"].gflops == pytest.approx(report.total.gflops)
@@ -69,7 +67,7 @@ def test_time_and_cost_by_part(detector: Model, image: np.ndarray) -> None:
     for number, side in ((1, "64x48"), (2, "96x72"), (3, "128x96")):
         row = rows[f"branch {number}"]
         assert row.gflops == pytest.approx(report.total.parts[f"branch{number}"].gflops)
-        assert row.sees == side
+        assert row.input_size == side
     assert all(row.milliseconds > 0 for row in rows.values())
     parts = [row for name, row in rows.items() if name != "all"]
     assert sum(row.milliseconds for row in parts) == pytest.approx(rows["all"].milliseconds)
@@ -81,7 +79,7 @@ def test_a_segmentor_in_windows(tmp_path: Path) -> None:
     wide = np.random.default_rng(0).integers(0, 255, (128, 200, 3), dtype=np.uint8)
     analysis = model.analyse(wide)
     assert model.task == "semantic segmentation"
-    assert {row.part: row.sees for row in analysis.rows}["branch 1"] == "2 times 64x64"
+    assert {row.component: row.input_size for row in analysis.rows}["branch 1"] == "2 times 64x64"
     merged = analysis.responses[-1].picture
     assert merged.shape == (32, 50, 3)  # stride 4
     picture, rows = analysis.draw(0.5)

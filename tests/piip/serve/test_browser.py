@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import socket
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,18 +15,15 @@ require.detectron2()
 CHROMIUM = require.browser()
 pytest.importorskip("gradio", reason="needs Gradio (make setup installs it)")
 
-from piip.engine.checkpoints.checkpoint import Checkpointer
-from piip.engine.config import load_config
-from piip.engine.model import build_model
+from PIL import Image as PillowImage
+
 from piip.quick.shapes import write_split
-from piip.serve.analysis import Model
-from piip.serve.page import build_page, drawn_examples, serve
 from piip.serve.upload import Limits
 
-from ..tiny_config import QUICK_CONFIG
+from .serving import served
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Page
+    from playwright.sync_api import Locator, Page
 
 FLAGS = [
     "--no-sandbox",  # Chromium refuses to start as root with it
@@ -37,22 +34,15 @@ FLAGS = [
     "--disable-component-update",
     "--disable-sync",
 ]
+SHOWN = '[data-testid="image"] img, .image-frame img'
 PATIENCE = 90_000  # milliseconds, on a machine that does other things too
 
 
 @pytest.fixture(scope="module")
 def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The page of an untrained model, as the tool serves it."""
-    folder = tmp_path_factory.mktemp("page")
-    Checkpointer(build_model(load_config(str(QUICK_CONFIG))), str(folder)).save("model")
-    model = Model(str(QUICK_CONFIG), str(folder / "model.pth"))
-    limits = Limits(megapixels=0.05)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    page = build_page([model], limits, drawn_examples(folder))
-    yield serve(page, limits, port=port, wait=False)
-    page.close()
+    with served(tmp_path_factory.mktemp("page"), Limits(megabytes=0.1, megapixels=0.05)) as (address, _, _):
+        yield address
 
 
 @pytest.fixture(scope="module")
@@ -82,26 +72,41 @@ def test_upload_click_result_and_errors(page: Page, tmp_path: Path) -> None:
     (image,) = (tmp_path / "val").iterdir()
     button = page.get_by_role("button", name="Analyse")
 
+    page.get_by_role("heading", name=re.compile(r"^page\d+\Wmodel$")).wait_for()
+    page.get_by_text("6 classes: disc, square").wait_for()
     button.click()
-    page.get_by_text("there is no image yet").wait_for()
+    page.get_by_text("There is no image yet").wait_for()
+
+    def visible(text: str) -> Locator:
+        return page.get_by_text(text).locator("visible=true")  # tables hold hidden copies of their cells
+
+    def take(path: Path) -> None:
+        page.reload()
+        page.locator("input[type=file]").first.set_input_files(path)
 
     upload = page.locator("input[type=file]").first
     upload.set_input_files(image)
-    page.locator('[data-testid="image"] img, .image-frame img').first.wait_for()
+    page.locator(SHOWN).first.wait_for()
     button.click()
-    for text in ("interactions", "heads and results", "branch 3 (", "merged ("):
-        page.get_by_text(text).first.wait_for()
-    assert page.get_by_label("found").locator("img").or_(page.locator("img")).count() >= 5  # picture, maps
+    page.locator('img[src$="/image.png"]').first.wait_for()
+    for text in ("interactions", "branch 3 ("):
+        assert not visible(text).count()  # folded away
+    page.get_by_text("Technical details").click()
+    for text in ("interactions", "heads and post-processing", "branch 3 (", "merged ("):
+        visible(text).first.wait_for()
+    assert page.locator("img").count() >= 5  # picture, maps
 
     write_split(tmp_path / "large", "val", 1, image_size=256, seed=0)
     (large,) = (tmp_path / "large/val").iterdir()
-    page.reload()
-    page.locator("input[type=file]").first.set_input_files(large)
-    page.locator('[data-testid="image"] img, .image-frame img').first.wait_for()
+    take(large)
+    page.get_by_text("exceed the maximum allowed size").first.wait_for()
+
+    PillowImage.new("1", (256, 256)).save(tmp_path / "pixels.png")
+    take(tmp_path / "pixels.png")
+    page.locator(SHOWN).first.wait_for()
     button.click()
-    page.get_by_text("0.1 megapixels: at most 0.05 are taken").wait_for()
+    page.get_by_text("expected at most 0.05 megapixels").wait_for()
 
     (tmp_path / "notes.txt").write_text("no image")
-    page.reload()
-    page.locator("input[type=file]").first.set_input_files(tmp_path / "notes.txt")
+    take(tmp_path / "notes.txt")
     page.get_by_text("nvalid file type").first.wait_for()

@@ -1,18 +1,21 @@
-"""An image analysed: what a model finds, what its parts take and cost, what its branches respond to."""
+"""An image analysed: detections, time and cost by component, responses of the branches."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Collection
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
+import pycocotools.mask as coco_mask
 import torch
 import torch.nn.functional as F
 from detectron2.config import instantiate
+from detectron2.structures import Instances
 from omegaconf import DictConfig
 from torch import nn
 
@@ -20,15 +23,15 @@ from ..detection.predict import skip_below
 from ..engine.config import load_config
 from ..engine.data.custom_data import follow_weights
 from ..engine.prediction.predict import Predictor
-from ..engine.prediction.sources import Image
 from ..flops import Report, build_on_meta
+from ..images import Image
 from ..measure.cost import detector_cost
 from ..segmentation.segmentor import Segmentor
-from .drawing import PARTS, chosen, draw_classes, draw_instances, fit
+from .drawing import LAYERS, chosen, draw_classes, draw_instances, fit
 from .responses import Observation, Response, find_piip, observed, responses
 from .timing import timed
 
-__all__ = ["LOWEST_SCORE", "Analysis", "Model", "PartRow"]
+__all__ = ["LOWEST_SCORE", "Analysis", "CostRow", "Model"]
 
 LOWEST_SCORE = 0.05
 """Detections that score less are never shown, and no masks are made of them."""
@@ -38,19 +41,19 @@ _LARGEST_PICTURE = 2_000_000  # pixels
 
 
 @dataclass(frozen=True)
-class PartRow:
-    """What one part of a model takes and costs for an image.
+class CostRow:
+    """Time and cost of one component of a model for an image.
 
     Attributes:
-        part: its name.
-        sees: the image that a branch looks at, in pixels, padding included; "" for other parts.
+        component: its name.
+        input_size: of the image that a branch gets, in pixels, padding included; "" for other components.
         milliseconds: measured once, for this image.
         gflops: multiply-adds in 1e9, None for what is not counted.
         params_m: parameters in millions.
     """
 
-    part: str
-    sees: str
+    component: str
+    input_size: str
     milliseconds: float
     gflops: float | None
     params_m: float | None
@@ -58,31 +61,42 @@ class PartRow:
 
 @dataclass(frozen=True)
 class Analysis:
-    """What became of one image; drawing it with other choices needs no model.
+    """What is known of one image. Drawing it with other choices needs no model.
 
     Attributes:
         model: what analysed it.
         picture: the image at the size in which it is shown, RGB.
-        output: the model's, for that size.
-        rows: time and cost by part.
+        found: detections, whose `pred_masks` are run lengths of COCO; of a segmentor the class of each
+            pixel, ``(H, W)``.
+        rows: time and cost by component.
         responses: what the branches and the merged map respond to.
     """
 
     model: Model
     picture: Image
-    output: dict[str, Any]
-    rows: list[PartRow]
+    found: Instances | npt.NDArray[np.unsignedinteger[Any]]
+    rows: list[CostRow]
     responses: list[Response]
 
+    @property
+    def nbytes(self) -> int:
+        """Memory that it takes, in bytes, small things left out."""
+        pictures = [self.picture, *(response.picture for response in self.responses)]
+        held = sum(picture.nbytes for picture in pictures)
+        if not isinstance(self.found, Instances):
+            return held + self.found.nbytes
+        masks = self.found.pred_masks if self.found.has("pred_masks") else ()
+        return held + sum(len(mask["counts"]) for mask in masks)
+
     def draw(
-        self, threshold: float, classes: Collection[str] = (), parts: Collection[str] = PARTS
+        self, threshold: float, classes: Collection[str] = (), layers: Collection[str] = LAYERS
     ) -> tuple[Image, list[list[Any]]]:
-        """The picture with what was found, and a list of it.
+        """The picture with detections drawn on it, and a list of them.
 
         Args:
             threshold: lowest score of detections that are shown; pixels' classes have none.
             classes: names of the classes to show; none for all.
-            parts: which of `piip.serve.drawing.PARTS` to draw.
+            layers: which of `piip.serve.drawing.LAYERS` to draw.
 
         Returns:
             The picture, RGB, and rows: class, score, box (left, top, right, bottom in pixels of the picture);
@@ -90,9 +104,9 @@ class Analysis:
         """
         numbers = [self.model.classes.index(name) for name in classes]
         metadata = self.model.predictor.metadata
-        if not self.model.finds_instances:
-            labels = self._labels
-            drawn = draw_classes(self.picture, labels, metadata, numbers, parts)
+        if not isinstance(self.found, Instances):
+            labels = self.found
+            drawn = draw_classes(self.picture, labels, metadata, numbers, layers)
             present, counts = np.unique(labels, return_counts=True)
             rows: list[list[Any]] = [
                 [self.model.classes[label], f"{100 * count / labels.size:.1f}"]
@@ -100,7 +114,7 @@ class Analysis:
                 if not numbers or label in numbers
             ]
             return drawn, rows
-        kept = chosen(self.output["instances"], threshold, numbers)
+        kept = chosen(self.found, threshold, numbers)
         rows = [
             [self.model.classes[label], f"{score:.2f}", ", ".join(f"{edge:.0f}" for edge in box)]
             for label, score, box in zip(
@@ -110,19 +124,32 @@ class Analysis:
                 strict=True,
             )
         ]
-        return draw_instances(self.picture, kept, metadata, parts), rows
+        if kept.has("pred_masks"):
+            decoded = [torch.from_numpy(coco_mask.decode(mask)) for mask in kept.pred_masks]
+            kept.pred_masks = torch.stack(decoded).bool() if decoded else torch.zeros(0, *kept.image_size)
+        return draw_instances(self.picture, kept, metadata, layers), rows
 
-    @cached_property
-    def _labels(self) -> Image:
-        return np.asarray(self.output["sem_seg"].argmax(dim=0).numpy().astype(np.uint8))
+
+def _packed(output: dict[str, Any], classes: int) -> Instances | npt.NDArray[np.unsignedinteger[Any]]:
+    """A model's output as an :class:`Analysis` keeps it: masks of all detections would take 200 MB."""
+    if "instances" not in output:
+        labels = output["sem_seg"].argmax(dim=0).to("cpu").numpy()
+        return np.asarray(labels.astype(np.min_scalar_type(classes - 1)))
+    instances: Instances = output["instances"].to("cpu")
+    if instances.has("pred_masks"):
+        masks = [coco_mask.encode(np.asfortranarray(mask.byte().numpy())) for mask in instances.pred_masks]
+        instances.remove("pred_masks")
+        instances.pred_masks = np.array(masks, dtype=object)  # which is indexed as tensors are
+    return instances
 
 
 class Model:
-    """A trained model with its name and its task.
+    """A trained model with its name, its task and its classes.
 
     Args:
         config_file: its LazyConfig.
-        weights: a checkpoint; None for the config's `train.init_checkpoint`.
+        weights: a checkpoint; None for the config's `train.init_checkpoint`. Its folder and file name the
+            model.
         overrides: "key=value" as on Detectron2's command lines.
 
     Raises:
@@ -147,14 +174,14 @@ class Model:
             if not self.finds_instances
             else ("instance segmentation" if masks else "detection")
         )
-        self.name = f"{self.task}: {Path(config_file).stem}"
+        self.name = f"{Path(weights).parent.name}/{Path(weights).stem}".lstrip("/")
         key = "thing_classes" if self.finds_instances else "stuff_classes"
         self.classes: list[str] = list(self.predictor.metadata.get(key))
         self.cost = lru_cache(maxsize=32)(self._cost)
 
     @torch.inference_mode()
     def analyse(self, image: Image) -> Analysis:
-        """Run the model on an image and look at its parts.
+        """Run the model on an image and measure its components.
 
         Args:
             image: ``(H, W, 3)``, BGR, uint8.
@@ -166,13 +193,13 @@ class Model:
         preparing = time.perf_counter() - start
         with observed(self.piip) as seen, timed(self.detector, self.piip) as seconds, self.predictor.autocast:
             (output,) = self.detector([prepared])
-        output = {key: value.to("cpu") for key, value in output.items()}
+        found = _packed(output, len(self.classes))
         rows = self._rows({"preparing": preparing, **seconds}, seen)
         if seen.images != 1:  # windows: the image as a whole shows more
             seen = self._observe_whole(prepared["image"])
         filled = prepared["image"].shape[1], prepared["image"].shape[2]
         shown = responses(self.piip, seen, filled)
-        return Analysis(self, np.ascontiguousarray(picture[:, :, ::-1]), output, rows, shown)
+        return Analysis(self, np.ascontiguousarray(picture[:, :, ::-1]), found, rows, shown)
 
     def backbone_input(self, image: Image) -> tuple[Image, torch.Tensor]:
         """An image as the backbone gets it, whole.
@@ -210,8 +237,8 @@ class Model:
             twin = instantiate(self.cfg.model)
         return detector_cost(twin, size)
 
-    def _rows(self, seconds: dict[str, float], seen: Observation) -> list[PartRow]:
-        """Time and cost of each part, and of all."""
+    def _rows(self, seconds: dict[str, float], seen: Observation) -> list[CostRow]:
+        """Time and cost of each component, and of all."""
         parts = self.cost(seen.size).total.parts
         counted = {name: (seen.images * part.gflops, part.params_m) for name, part in parts.items()}
         inside = {f"branch{number}" for number in range(1, len(self.piip.branches) + 1)}
@@ -221,31 +248,31 @@ class Model:
         rows = []
         for name, spent in seconds.items():
             gflops, params = counted.get(name, (None, None))
-            rows.append(PartRow(_title(name), self._sees(name, seen), 1e3 * spent, gflops, params))
-        total = PartRow(
+            rows.append(CostRow(_title(name), self._input_size(name, seen), 1e3 * spent, gflops, params))
+        total = CostRow(
             "all",
-            self._sees("all", seen),
+            self._input_size("all", seen),
             sum(row.milliseconds for row in rows),
             sum(row.gflops or 0.0 for row in rows),
             sum(row.params_m or 0.0 for row in rows),
         )
         return [*rows, total]
 
-    def _sees(self, part: str, seen: Observation) -> str:
-        if not part.startswith(("branch", "all")):
+    def _input_size(self, component: str, seen: Observation) -> str:
+        if not component.startswith(("branch", "all")):
             return ""
-        branch = int(part.removeprefix("branch")) - 1 if part != "all" else None
+        branch = int(component.removeprefix("branch")) - 1 if component != "all" else None
         side = self.piip.input_size if branch is None else self.piip.image_sizes[branch]
         height, width = (int(edge * side / self.piip.input_size) for edge in seen.size)
         return f"{width}x{height}" if seen.images == 1 else f"{seen.images} times {width}x{height}"
 
 
-def _title(part: str) -> str:
-    return _TITLES.get(part) or part.replace("branch", "branch ")
+def _title(component: str) -> str:
+    return _TITLES.get(component) or component.replace("branch", "branch ")
 
 
 _TITLES = {
     "preparing": "resizing the image",
-    "resizing": "the pyramid of images",
-    "heads": "heads and results",
+    "resizing": "the image pyramid",
+    "heads": "heads and post-processing",
 }

@@ -1,4 +1,4 @@
-"""Detections and classes drawn on an image, those and as much of them as one wants to see."""
+"""Chosen detections and classes drawn on an image."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from detectron2.structures import Instances
 from detectron2.utils.colormap import colormap
 from detectron2.utils.visualizer import ColorMode, Visualizer
 
-from ..engine.prediction.sources import Image
+from ..images import Image
 
-__all__ = ["PARTS", "chosen", "draw_classes", "draw_instances", "fit"]
+__all__ = ["LAYERS", "chosen", "draw_classes", "draw_instances", "fit"]
 
-PARTS = ("boxes", "masks", "names")
+LAYERS = ("boxes", "masks", "names")
 """What can be drawn."""
 
 _OPACITY = 0.5
@@ -59,7 +59,7 @@ def _colours(metadata: Metadata, key: str) -> Any:
 
 
 def draw_instances(
-    image: Image, instances: Instances, metadata: Metadata, parts: Collection[str] = PARTS
+    image: Image, instances: Instances, metadata: Metadata, layers: Collection[str] = LAYERS
 ) -> Image:
     """Detections on an image of the size that they are for, both RGB.
 
@@ -67,18 +67,20 @@ def draw_instances(
         image: ``(H, W, 3)``, RGB.
         instances: the detections to draw.
         metadata: names and colours of the classes.
-        parts: which of :data:`PARTS` to draw; masks are left out where there are none.
+        layers: which of :data:`LAYERS` to draw; masks are left out where there are none.
     """
     names, colours = metadata.thing_classes, _colours(metadata, "thing_colors")
     found = list(zip(instances.pred_classes.tolist(), instances.scores.tolist(), strict=True))
-    has_masks = "masks" in parts and instances.has("pred_masks")
-    if not found or not ("boxes" in parts or has_masks):
+    has_masks = "masks" in layers and instances.has("pred_masks")
+    if not found or not ("boxes" in layers or has_masks):
         return image
     canvas = Visualizer(image, metadata, instance_mode=ColorMode.IMAGE)
     drawn = canvas.overlay_instances(
-        boxes=instances.pred_boxes if "boxes" in parts else None,
+        boxes=instances.pred_boxes if "boxes" in layers else None,
         masks=instances.pred_masks.numpy() if has_masks else None,
-        labels=[f"{names[label]} {100 * score:.0f}%" for label, score in found] if "names" in parts else None,
+        labels=[f"{names[label]} {100 * score:.0f}%" for label, score in found]
+        if "names" in layers
+        else None,
         assigned_colors=[colours[label % len(colours)] for label, _ in found],
         alpha=_OPACITY,
     )
@@ -90,7 +92,7 @@ def draw_classes(
     labels: Image,
     metadata: Metadata,
     classes: Collection[int] = (),
-    parts: Collection[str] = PARTS,
+    layers: Collection[str] = LAYERS,
 ) -> Image:
     """The classes of pixels on an image of the same size.
 
@@ -99,19 +101,19 @@ def draw_classes(
         labels: ``(H, W)``.
         metadata: names and colours of the classes.
         classes: those to draw; none for all.
-        parts: "masks" colours areas, "names" writes on them.
+        layers: "masks" colours areas, "names" writes on them.
     """
     colours = _colours(metadata, "stuff_colors")
     canvas = Visualizer(image, metadata, instance_mode=ColorMode.SEGMENTATION)
     present, areas = np.unique(labels, return_counts=True)
     for label in present[np.argsort(-areas)].tolist():
-        if (classes and label not in classes) or "masks" not in parts:
+        if (classes and label not in classes) or "masks" not in layers:
             continue
         canvas.draw_binary_mask(
             (labels == label).astype(np.uint8),
             color=colours[label % len(colours)],
             edge_color=(1.0, 1.0, 240 / 255),
-            text=metadata.stuff_classes[label] if "names" in parts else None,
+            text=metadata.stuff_classes[label] if "names" in layers else None,
             alpha=_OPACITY,
             area_threshold=10,
         )

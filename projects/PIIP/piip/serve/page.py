@@ -2,54 +2,111 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
+from ..engine.command_line import is_for_users
+from ..images import FORMATS
+from ..quick.drawing import CLASSES
 from ..quick.shapes import write_split
 from .analysis import LOWEST_SCORE, Analysis, Model
-from .drawing import PARTS
-from .privacy import SameOriginOnly, no_telemetry
+from .drawing import LAYERS
+from .gate import error_line
+from .privacy import no_telemetry
 from .responses import enlarge
-from .upload import Limits, read_upload
+from .sessions import KEPT_SECONDS, Sessions
+from .upload import Limits, UploadError, read_upload
 
 no_telemetry()
 
 import gradio as gr  # noqa: E402, once telemetry is off
-from starlette.middleware import Middleware  # noqa: E402
+from gradio.utils import get_upload_folder  # noqa: E402
+from gradio_client.utils import is_file_obj_with_meta, traverse  # noqa: E402
 
-__all__ = ["build_page", "drawn_examples", "serve"]
+__all__ = ["Page", "build_page", "drawn_examples"]
 
-_KEPT_SECONDS = 600  # an analysis of a visitor who went away
+_logger = logging.getLogger("detectron2.piip")
+
+_NAMED_CLASSES = 20  # in the introduction; the filter lists all
 _RESPONSE_SIDE = 320  # pixels of the pictures of maps
-_INTRODUCTION = """\
-# PIIP: what branches of an image pyramid find
-
-Upload or paste an image, or take an example, and press **Analyse**. Score, classes and drawing can be changed
-afterwards without running the model again. Images stay on the computer that serves this page, for ten
-minutes.
+_INTRODUCTION = f"""\
+Upload or paste an image ({", ".join(FORMATS)}) and press **Analyse**. You can change score threshold, classes
+and drawing afterwards; the model does not run again. Images stay on the computer that serves this page. They
+are deleted after {KEPT_SECONDS // 60} minutes.
 """
 _RESPONSES = """\
 ### What the branches respond to
 
-The features of each map, as the three directions in which they vary most: red, green and blue. Cells of one
-map that share a colour are alike to the network; the colours of different maps mean different things. In
-brackets: how much of the variance of the features the colours show.
+The features of each map, projected on the three directions in which they vary most: red, green and blue.
+Cells of one map that share a colour are alike to the network; colours of different maps cannot be compared.
+In brackets: the share of the features' variance that the colours show.
 """
+_FAILED = "The analysis failed. Try another or a smaller image; the log of the server says what happened."
+_DROPPED = "This analysis was dropped to make room for others. Press Analyse again."
 
 
-def drawn_examples(folder: Path) -> list[Path]:
-    """Two images of drawn shapes, written to a folder."""
+class Page(gr.Blocks):
+    """Blocks of Gradio whose failures are a sentence for the visitor and one line of the log.
+
+    Args:
+        sessions: analyses of the page's visitors.
+        settings: of Gradio's Blocks.
+    """
+
+    def __init__(self, sessions: Sessions, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.sessions = sessions
+
+    async def preprocess_data(self, block_fn: Any, inputs: list[Any], *rest: Any) -> list[Any]:
+        """What Gradio calls first; it would fetch files from addresses that a request names."""
+        traverse(inputs, _refuse_address, is_file_obj_with_meta)
+        return await super().preprocess_data(block_fn, inputs, *rest)
+
+    async def process_api(self, *args: Any, **settings: Any) -> dict[str, Any]:
+        """What Gradio calls for every event."""
+        try:
+            return await super().process_api(*args, **settings)
+        except Exception as error:  # Gradio would print a traceback, and tell the visitor nothing
+            if isinstance(error, gr.Error):  # of its components
+                told = str(error.message)
+            elif isinstance(error, ValueError) and is_for_users(error):
+                told = str(error)
+            else:
+                told = _FAILED
+            cause = error_line(error) if told == _FAILED else shorten(told, 200)
+            _logger.warning(f"a request failed: {cause}")
+            raise gr.Error(told, print_exception=False) from error
+
+
+def _refuse_address(file: dict[str, Any]) -> None:
+    if "://" in str(file.get("path")):
+        raise UploadError("This page fetches no image from an address. Please upload the file.")
+
+
+def drawn_examples(models: Sequence[Model], folder: Path) -> list[Path]:
+    """Two images of drawn shapes, written to a folder; none where no model knows the shapes."""
+    if not any(set(CLASSES) <= set(model.classes) for model in models):
+        return []
     write_split(folder, "examples", 2, image_size=256, seed=7)
     return sorted((folder / "examples").iterdir())
 
 
-def _part_rows(analysis: Analysis) -> list[list[str]]:
+def _cost_rows(analysis: Analysis) -> list[list[str]]:
     def number(value: float | None, digits: int) -> str:
         return "" if value is None else f"{value:.{digits}f}"
 
     return [
-        [row.part, row.sees, f"{row.milliseconds:.1f}", number(row.gflops, 2), number(row.params_m, 2)]
+        [
+            row.component,
+            row.input_size,
+            f"{row.milliseconds:.1f}",
+            number(row.gflops, 2),
+            number(row.params_m, 2),
+        ]
         for row in analysis.rows
     ]
 
@@ -61,53 +118,97 @@ def _response_pictures(analysis: Analysis) -> list[tuple[Any, str]]:
     ]
 
 
-def build_page(models: Sequence[Model], limits: Limits, examples: Sequence[Path]) -> gr.Blocks:
+def _about(name: str, model: Model) -> str:
+    named = ", ".join(model.classes[:_NAMED_CLASSES])
+    more = len(model.classes) - _NAMED_CLASSES
+    return (
+        f"# {name}\n\n**{model.task.capitalize()}**, {len(model.classes)} classes: {named}"
+        f"{f' and {more} more' if more > 0 else ''}."
+    )
+
+
+def _headers(model: Model) -> list[str]:
+    return (
+        ["class", "score", "box (left, top, right, bottom)"]
+        if model.finds_instances
+        else ["class", "% of the image"]
+    )
+
+
+def _layers(model: Model) -> list[str]:
+    if not model.finds_instances:
+        return [layer for layer in LAYERS if layer != "boxes"]
+    return [layer for layer in LAYERS if layer != "masks" or model.task == "instance segmentation"]
+
+
+def _handlers(
+    by_name: dict[str, Model], limits: Limits, sessions: Sessions
+) -> tuple[Callable[..., Any], Callable[..., Any], Callable[..., Any]]:
+    """What happens when an image is analysed, when it is redrawn, and when a model is chosen."""
+
+    def analyse(
+        image: dict[str, Any] | None,
+        name: str,
+        threshold: float,
+        classes: list[str],
+        layers: list[str],
+        request: gr.Request,
+    ) -> tuple[Any, ...]:
+        if image is None or image["path"] is None:
+            raise UploadError("There is no image yet: upload or paste one, or take an example.")
+        path = Path(image["path"]).resolve()
+        if not path.is_relative_to(Path(get_upload_folder()).resolve()):
+            raise UploadError("This page reads uploaded files only. Please upload the image.")
+        analysis = by_name[name].analyse(read_upload(path, limits))
+        sessions.keep(str(request.session_hash), analysis)
+        picture, found = analysis.draw(threshold, classes, layers)
+        return True, picture, found, _cost_rows(analysis), _response_pictures(analysis)
+
+    def redraw(
+        analysed: bool, threshold: float, classes: list[str], layers: list[str], request: gr.Request
+    ) -> tuple[Any, Any]:
+        if not analysed:
+            return None, None
+        analysis = sessions.get(str(request.session_hash))
+        if analysis is None:
+            raise UploadError(_DROPPED)
+        known = set(analysis.model.classes)  # another model may have been chosen since
+        return analysis.draw(threshold, classes if known.issuperset(classes) else [], layers)
+
+    def choose(name: str) -> tuple[Any, ...]:
+        model = by_name[name]
+        return (
+            _about(name, model),
+            gr.Dropdown(choices=model.classes, value=[]),
+            gr.Slider(visible=model.finds_instances),
+            gr.CheckboxGroup(choices=_layers(model), value=_layers(model)),
+            gr.Dataframe(value=[], headers=_headers(model)),
+        )
+
+    return analyse, redraw, choose
+
+
+def build_page(models: Sequence[Model], limits: Limits, examples: Sequence[Path]) -> Page:
     """The page for some models, the first of which is chosen.
 
     Args:
-        models: with different names.
+        models: one or more.
         limits: of uploads.
         examples: images to offer.
     """
-    by_name = {model.name: model for model in models}
-    first = models[0]
-
-    def analyse(
-        path: str | None, name: str, threshold: float, classes: list[str], parts: list[str]
-    ) -> tuple[Any, ...]:
-        if path is None:
-            raise gr.Error(
-                "there is no image yet: upload or paste one, or take an example", print_exception=False
-            )
-        try:
-            analysis = by_name[name].analyse(read_upload(Path(path), limits))
-        except ValueError as error:  # of the upload, or an image that the model cannot take
-            raise gr.Error(str(error), print_exception=False) from error
-        picture, found = analysis.draw(threshold, classes, parts)
-        return analysis, picture, found, _part_rows(analysis), _response_pictures(analysis)
-
-    def redraw(
-        analysis: Analysis | None, threshold: float, classes: list[str], parts: list[str]
-    ) -> tuple[Any, Any]:
-        if analysis is None:
-            return None, None
-        if not set(classes) <= set(analysis.model.classes):  # another task was chosen since
-            classes = []
-        return analysis.draw(threshold, classes, parts)
-
-    def choose(name: str) -> tuple[Any, Any, Any, Any]:
-        model = by_name[name]
-        headers = ["class", "score", "box"] if model.finds_instances else ["class", "% of the image"]
-        return (
-            gr.Dropdown(choices=model.classes, value=[]),
-            gr.Slider(visible=model.finds_instances),
-            gr.CheckboxGroup(choices=_parts(model), value=_parts(model)),
-            gr.Dataframe(value=[], headers=headers),
-        )
-
-    with gr.Blocks(title="PIIP", analytics_enabled=False, delete_cache=(60, _KEPT_SECONDS)) as page:
+    times = Counter(model.name for model in models)
+    by_name = {
+        f"{model.name} ({number})" if times[model.name] > 1 else model.name: model
+        for number, model in enumerate(models, start=1)
+    }
+    name, first = next(iter(by_name.items()))
+    sessions = Sessions()
+    analyse, redraw, choose = _handlers(by_name, limits, sessions)
+    private = {"api_visibility": "private"}
+    with Page(sessions, title=name, analytics_enabled=False, delete_cache=(60, KEPT_SECONDS)) as page:
+        about = gr.Markdown(_about(name, first))
         gr.Markdown(_INTRODUCTION)
-        state = gr.State(time_to_live=_KEPT_SECONDS)
+        analysed = gr.State(False)
         with gr.Row():
             with gr.Column(scale=2, min_width=280):
                 image = gr.Image(
@@ -115,91 +216,49 @@ def build_page(models: Sequence[Model], limits: Limits, examples: Sequence[Path]
                 )
                 if examples:
                     gr.Examples([str(path) for path in examples], inputs=image, cache_examples=False)
-                task = gr.Dropdown(list(by_name), value=first.name, label="task and model")
+                task = gr.Dropdown(list(by_name), value=name, label="model", visible=len(models) > 1)
                 threshold = gr.Slider(
-                    LOWEST_SCORE, 1, value=0.5, step=0.01, label="lowest score", visible=first.finds_instances
+                    LOWEST_SCORE,
+                    1,
+                    value=0.5,
+                    step=0.01,
+                    label="score threshold",
+                    visible=first.finds_instances,
                 )
-                classes = gr.Dropdown(first.classes, multiselect=True, label="classes (none: all)", value=[])
-                parts = gr.CheckboxGroup(_parts(first), value=_parts(first), label="draw")
+                classes = gr.Dropdown(
+                    first.classes, multiselect=True, label="filter classes (empty = all)", value=[]
+                )
+                layers = gr.CheckboxGroup(_layers(first), value=_layers(first), label="draw")
                 button = gr.Button("Analyse", variant="primary")
             with gr.Column(scale=3, min_width=320):
                 picture = gr.Image(
-                    label="found", show_label=False, buttons=["download", "fullscreen"], format="png"
+                    label="detections", show_label=False, buttons=["download", "fullscreen"], format="png"
                 )
-                found = gr.Dataframe(headers=["class", "score", "box"], label="found", interactive=False)
-        rows = gr.Dataframe(
-            headers=["part", "sees (px)", "ms", "GFLOPs", "parameters (M)"],
-            label="time and cost by part, measured once on this image; one multiply-add is one FLOP",
-            interactive=False,
-        )
-        gr.Markdown(_RESPONSES)
-        gallery = gr.Gallery(
-            label="responses",
-            show_label=False,
-            columns=min(len(first.piip.branches) + 1, 5),
-            height="auto",
-            object_fit="contain",
-            buttons=[],
-        )
-        choices = [threshold, classes, parts]
-        button.click(
-            analyse, [image, task, *choices], [state, picture, found, rows, gallery], api_visibility="private"
-        )
-        for choice in (threshold.release, classes.change, parts.change):
-            choice(
-                redraw, [state, *choices], [picture, found], show_progress="hidden", api_visibility="private"
+                found = gr.Dataframe(headers=_headers(first), label="detections", interactive=False)
+        with gr.Accordion("Technical details: time, cost, and what the branches respond to", open=False):
+            rows = gr.Dataframe(
+                headers=["component", "input size (px)", "ms", "GFLOPs", "parameters (M)"],
+                label="time and cost by component, measured once on this image; one multiply-add is one FLOP",
+                interactive=False,
             )
-        task.change(choose, task, [classes, threshold, parts, found], api_visibility="private")
+            gr.Markdown(_RESPONSES)
+            gallery = gr.Gallery(
+                label="responses",
+                show_label=False,
+                columns=min(len(first.piip.branches) + 1, 5),
+                height="auto",
+                object_fit="contain",
+                buttons=[],
+            )
+        choices = [threshold, classes, layers]
+        button.click(
+            analyse,
+            [image, task, *choices],
+            [analysed, picture, found, rows, gallery],
+            preprocess=False,  # with it, Gradio decodes the image, whatever its size
+            **private,
+        )
+        for choice in (threshold.release, classes.change, layers.change):
+            choice(redraw, [analysed, *choices], [picture, found], show_progress="hidden", **private)
+        task.change(choose, task, [about, classes, threshold, layers, found], **private)
     return page
-
-
-def _parts(model: Model) -> list[str]:
-    if not model.finds_instances:
-        return [part for part in PARTS if part != "boxes"]
-    return [part for part in PARTS if part != "masks" or model.task == "instance segmentation"]
-
-
-def serve(
-    page: gr.Blocks, limits: Limits, *, host: str = "127.0.0.1", port: int = 7860, wait: bool = True
-) -> str:
-    """Offer the page.
-
-    Args:
-        page: of :func:`build_page`.
-        limits: those of its uploads.
-        host: address to listen at; "0.0.0.0" lets other computers in.
-        port: to listen at.
-        wait: until Ctrl-C; otherwise return at once, while `page.close()` ends it.
-
-    Returns:
-        Its address.
-
-    Raises:
-        OSError: the port is taken.
-    """
-    sans, mono = ["system-ui", "sans-serif"], ["ui-monospace", "monospace"]
-    _, address, _ = page.queue(max_size=16).launch(
-        server_name=host,
-        server_port=port,
-        share=False,
-        quiet=True,
-        prevent_thread_lock=True,
-        footer_links=[],
-        max_file_size=int(limits.megabytes * 1e6),
-        enable_monitoring=False,
-        ssr_mode=False,
-        pwa=False,
-        mcp_server=False,
-        run_history=False,
-        theme=gr.themes.Default(font=sans, font_mono=mono),
-        app_kwargs={
-            "docs_url": None,
-            "redoc_url": None,
-            "openapi_url": None,
-            "middleware": [Middleware(SameOriginOnly)],
-        },
-    )
-    print(f"the page is at {address} until Ctrl-C", flush=True)
-    if wait:
-        page.block_thread()
-    return address

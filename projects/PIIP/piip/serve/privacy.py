@@ -1,38 +1,17 @@
-"""Nothing leaves the machine: no telemetry, and browsers are told to ask this server only."""
+"""What visitors send stays here: no telemetry, and temporary files that only this user reads."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any
+import signal
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
 
-__all__ = ["SameOriginOnly", "no_telemetry"]
-
-_POLICY = "; ".join(
-    [
-        "default-src 'self'",
-        "script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:",  # Gradio's page starts with inline scripts
-        "style-src 'self' 'unsafe-inline'",
-        "img-src 'self' data: blob:",
-        "media-src 'self' blob:",
-        "font-src 'self' data:",
-        "connect-src 'self' data: blob:",
-        "worker-src 'self' blob:",
-        "form-action 'self'",
-        "frame-ancestors 'self'",
-        "base-uri 'self'",
-    ]
-)
-_HEADERS = {
-    "content-security-policy": _POLICY,
-    "referrer-policy": "no-referrer",
-    "x-content-type-options": "nosniff",
-}
-
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-App = Callable[[Message, Receive, Send], Awaitable[None]]
+__all__ = ["no_telemetry", "private_folder"]
 
 
 def no_telemetry() -> None:
@@ -41,21 +20,26 @@ def no_telemetry() -> None:
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 
 
-class SameOriginOnly:
-    """ASGI middleware that adds headers by which browsers load from, and send to, this server alone.
+def _exit(number: int, _: FrameType | None) -> None:
+    sys.exit(128 + number)
 
-    Whatever a page's own scripts would like to fetch from elsewhere, fonts and the like, is refused by the
-    browser.
+
+@contextmanager
+def private_folder() -> Iterator[Path]:
+    """A folder for all temporary files of this process and of Gradio, removed when the context ends.
+
+    Until then new files are readable by this user alone, and SIGTERM and SIGHUP end the program as an exit
+    does, so that the folder is removed. Enter it in the main thread.
     """
-
-    def __init__(self, app: App) -> None:
-        self.app = app
-
-    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
-        async def with_headers(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                own = [(name.encode(), value.encode()) for name, value in _HEADERS.items()]
-                message["headers"] = [*message.get("headers", []), *own]
-            await send(message)
-
-        await self.app(scope, receive, with_headers)
+    handlers = {number: signal.signal(number, _exit) for number in (signal.SIGTERM, signal.SIGHUP)}
+    mask, before = os.umask(0o077), tempfile.tempdir
+    try:
+        with tempfile.TemporaryDirectory(prefix="piip-page-", ignore_cleanup_errors=True) as folder:
+            tempfile.tempdir = os.environ["GRADIO_TEMP_DIR"] = folder
+            yield Path(folder)
+    finally:
+        os.environ.pop("GRADIO_TEMP_DIR", None)
+        tempfile.tempdir = before
+        os.umask(mask)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..backbone import PIIP
-from ..engine.prediction.sources import Image
+from ..images import Image
 
 __all__ = ["Observation", "Response", "enlarge", "find_piip", "observed", "principal_colours", "responses"]
 

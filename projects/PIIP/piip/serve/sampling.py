@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..backbone import PIIP
 from ..cross_attention import DeformableCrossAttention
-from ..engine.prediction.sources import Image
+from ..images import Image
 from ..interaction import InteractionUnit
 
 __all__ = ["SamplingPoints", "draw_sampling", "sampling_points"]

@@ -1,29 +1,31 @@
-"""What is taken from a visitor: an image file within limits."""
+"""The image file of a visitor, read within limits."""
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image as PillowImage
-from PIL import UnidentifiedImageError
+from PIL.Image import DecompressionBombWarning
 
-from ..engine.prediction.sources import Image, UnreadableFileError, read_image_file
+from ..images import Image, UnreadableFileError, read_image
 
 __all__ = ["Limits", "UploadError", "read_upload"]
 
+warnings.simplefilter("ignore", DecompressionBombWarning)  # said of images that are refused before decoding
+
 
 class UploadError(ValueError):
-    """A file that is not taken, and why, in words for the visitor."""
+    """A file that is refused; the message is for the visitor."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """How large an upload may be.
+    """Bounds of an upload.
 
     Attributes:
-        megabytes: of the file, 1e6 bytes each.
-        megapixels: of the image, 1e6 pixels each; it is told before the image is decoded.
+        megabytes: size of the file, in 1e6 bytes.
+        megapixels: size of the image, in 1e6 pixels. It is read from the header, before anything is decoded.
     """
 
     megabytes: float = 20.0
@@ -31,30 +33,22 @@ class Limits:
 
 
 def read_upload(path: Path, limits: Limits) -> Image:
-    """Decode an uploaded image, upright as its EXIF data say.
+    """Decode an uploaded image by the rules of :mod:`piip.images`.
+
+    Returns:
+        ``(H, W, 3)``, BGR, uint8.
 
     Raises:
-        UploadError: it is too large, broken, or no image.
+        UploadError: the file is gone, too large, damaged, or no image.
     """
+    if not path.is_file():
+        raise UploadError("The uploaded file was deleted, because it is old. Please upload it again.")
     size = path.stat().st_size / 1e6
     if size > limits.megabytes:
         raise UploadError(
-            f"the file has {size:.1f} MB: at most {limits.megabytes:g} MB are taken, make it smaller"
+            f"The file has {size:.1f} MB. The limit is {limits.megabytes:g} MB: please make it smaller."
         )
     try:
-        with PillowImage.open(path) as header:
-            width, height = header.size
-    except UnidentifiedImageError as error:
-        raise UploadError("the file is no image: give a JPEG, PNG, WebP, TIFF or BMP file") from error
-    except PillowImage.DecompressionBombError as error:
-        raise UploadError(f"the image is too large: {error}") from error
-    pixels = width * height / 1e6
-    if pixels > limits.megapixels:
-        raise UploadError(
-            f"the image has {width}x{height} = {pixels:.1f} megapixels: at most {limits.megapixels:g} are "
-            "taken, make it smaller"
-        )
-    try:
-        return read_image_file(path)
+        return read_image(path, max_pixels=int(limits.megapixels * 1e6))
     except UnreadableFileError as error:
-        raise UploadError(f"the image cannot be decoded: {error}") from error
+        raise UploadError(f"This file is refused: {error.reason}.") from error
