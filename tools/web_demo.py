@@ -50,9 +50,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     from piip.images import list_files
     from piip.serve.analysis import Model
-    from piip.serve.page import build_page, drawn_examples
+    from piip.serve.page import build_page, drawn_examples, serve
     from piip.serve.privacy import private_folder
-    from piip.serve.server import Server
     from piip.serve.upload import Limits
 
     setup_logger(name="detectron2.piip")
@@ -63,9 +62,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             for config, weights in zip(args.config_file, args.weights, strict=True)
         ]
         images = list_files(args.examples) if args.examples else drawn_examples(models, folder)
-        server = Server(build_page(models, limits, images), limits, args.host, args.port)
-        print(f"the page is at {server.address} until Ctrl-C", flush=True)
-        server.run()
+        serve(build_page(models, limits, images), limits, args.host, args.port)
 
 
 if __name__ == "__main__":

@@ -98,7 +98,7 @@ def run_tool(words: list[str]) -> None:
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    if words[1] == "tools/web_demo.py":  # built, but not served: tests/piip/serve/test_browser.py does
+    if words[1] == "tools/web_demo.py":  # built, but not served: tests/piip/serve does
         import piip.serve.page
 
         piip.serve.page.serve = lambda *arguments, **options: ""

@@ -27,7 +27,9 @@ import gradio as gr  # noqa: E402, once telemetry is off
 from gradio.utils import get_upload_folder  # noqa: E402
 from gradio_client.utils import is_file_obj_with_meta, traverse  # noqa: E402
 
-__all__ = ["Page", "build_page", "drawn_examples"]
+from .server import Server  # noqa: E402
+
+__all__ = ["Page", "build_page", "drawn_examples", "serve"]
 
 _logger = logging.getLogger("detectron2.piip")
 
@@ -262,3 +264,10 @@ def build_page(models: Sequence[Model], limits: Limits, examples: Sequence[Path]
             choice(redraw, [analysed, *choices], [picture, found], show_progress="hidden", **private)
         task.change(choose, task, [about, classes, threshold, layers, found], **private)
     return page
+
+
+def serve(page: Page, limits: Limits, host: str = "127.0.0.1", port: int = 7860) -> None:
+    """Offer a page until Ctrl-C or SIGTERM; see :class:`~piip.serve.server.Server`."""
+    server = Server(page, limits, host, port)
+    print(f"the page is at {server.address} until Ctrl-C", flush=True)
+    server.run()

@@ -8,15 +8,22 @@ import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from ipaddress import ip_address
+from typing import TYPE_CHECKING
 
-import gradio as gr
 import uvicorn
 from fastapi import FastAPI
 from starlette.middleware import Middleware
 
 from .gate import Gate
-from .page import Page
+from .privacy import no_telemetry
 from .upload import Limits
+
+if TYPE_CHECKING:
+    from .page import Page
+
+no_telemetry()
+
+import gradio as gr  # noqa: E402, once telemetry is off
 
 __all__ = ["Server"]
 
