@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import multiprocessing
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,12 @@ from ... import require
 
 require.detectron2()
 
+from detectron2.engine.train_loop import HookBase
+
+from piip.engine.checkpoints.checkpoint import Checkpointer
 from piip.engine.data.workers import DataError
 from piip.engine.distributed.collectives import barrier
+from piip.engine.hooks import Saving
 from piip.engine.logs.monitoring import PartMetrics
 from piip.engine.nonfinite import NonfiniteGuard
 from piip.engine.trainer import Trainer
@@ -136,6 +141,19 @@ def share(rank: int, folder: Path, values: list[float], ends: multiprocessing.Si
     barrier(timedelta(seconds=30))
 
 
+def in_two(function: Callable[..., None], arguments: Callable[[int, Any], tuple[Any, ...]]) -> list[Any]:
+    """What two processes tell, by rank."""
+    context = multiprocessing.get_context("fork")
+    ends = context.SimpleQueue()
+    processes = [context.Process(target=function, args=arguments(rank, ends)) for rank in (0, 1)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+        assert process.exitcode == 0
+    return sorted(ends.get() for _ in processes)
+
+
 @pytest.mark.parametrize(
     ("values", "end", "completed", "reason"),
     [
@@ -147,15 +165,7 @@ def test_processes_decide_alike(
     tmp_path: Path, values: list[list[float]], end: str, completed: int, reason: str
 ) -> None:
     """What only one of them meets, a NaN or the end of its data, no other waits for."""
-    context = multiprocessing.get_context("fork")
-    ends = context.SimpleQueue()
-    processes = [context.Process(target=share, args=(rank, tmp_path, values[rank], ends)) for rank in (0, 1)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(60)
-        assert process.exitcode == 0
-    told = sorted(ends.get() for _ in processes)
+    told = in_two(share, lambda rank, ends: (rank, tmp_path, values[rank], ends))
     assert [entry[1] for entry in told] == [end, end]
     assert [entry[3] for entry in told] == [completed, completed]
     assert "in another process" in told[0][2]
@@ -163,3 +173,36 @@ def test_processes_decide_alike(
     assert [path.name for path in tmp_path.glob("nonfinite-*")] == (
         ["nonfinite-0000002-rank1.json"] if end == "FloatingPointError" else []
     )
+
+
+class Breaks(HookBase):
+    """A weight becomes infinite after an iteration."""
+
+    def after_step(self) -> None:
+        if self.trainer.iter == 1:
+            nn.init.constant_(self.trainer.model.scale.weight, torch.inf)
+
+
+def save(rank: int, folder: Path, ends: multiprocessing.SimpleQueue[Any]) -> None:
+    """One of two processes with a checkpoint after each step."""
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{folder / 'meeting'}", rank=rank, world_size=2
+    )
+    model = Roots()
+    trainer = Trainer(model, [batch(1.0)] * 5, torch.optim.SGD(model.parameters(), lr=0.1), seed=0)
+    checkpointer = Checkpointer(model, str(folder / "output"), trainer=trainer)
+    trainer.register_hooks([Breaks() if rank == 1 else None, Saving(checkpointer, period=1)])
+    try:
+        trainer.train(0, 5)
+    except FloatingPointError as end:
+        ends.put((rank, str(end), trainer.completed))
+
+
+def test_weights_of_one_process_end_all(tmp_path: Path) -> None:
+    """The main process's are finite, and it must not wait for one that has ended."""
+    (tmp_path / "output").mkdir()
+    told = in_two(save, lambda rank, ends: (rank, tmp_path, ends))
+    for _, reason, completed in told:
+        assert "checkpoint of iteration 1 not written: parameter scale.weight is infinite or NaN" in reason
+        assert completed == 1
+    assert (tmp_path / "output/last_checkpoint").read_text() == "model_0000000.pth"

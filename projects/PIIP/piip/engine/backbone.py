@@ -227,5 +227,7 @@ def piip_backbone(
     coarsest = max(shape.stride for shape in backbone.output_shape().values())
     if backbone.top_block is not None:
         coarsest //= 2**backbone.top_block.num_levels  # a pooled extra level needs no padding of its own
-    backbone._size_divisibility = size_divisibility or _exact_divisibility(piip, coarsest)
+    if size_divisibility is None:
+        size_divisibility = _exact_divisibility(piip, coarsest)
+    backbone._size_divisibility = size_divisibility
     return backbone

@@ -53,12 +53,10 @@ def training_hooks(
     ]
 
 
-def _checkpoints(cfg: DictConfig, checkpointer: Checkpointer) -> HookBase | None:
+def _checkpoints(cfg: DictConfig, checkpointer: Checkpointer) -> HookBase:
     if isinstance(checkpointer, ShardedCheckpointer):  # all processes write, and it clears up by itself
         return ShardedCheckpoints(checkpointer, period=cfg.train.checkpointer.period)
-    if comm.is_main_process():
-        return Saving(checkpointer, **cfg.train.checkpointer)
-    return None
+    return Saving(checkpointer, **cfg.train.checkpointer)
 
 
 class ShardedCheckpoints(hooks.PeriodicCheckpointer):
@@ -69,7 +67,17 @@ class ShardedCheckpoints(hooks.PeriodicCheckpointer):
 
 
 class Saving(hooks.PeriodicCheckpointer):
-    """Detectron2's, whose `max_to_keep` counts the checkpoints from before the run was stopped, too."""
+    """Detectron2's, whose `max_to_keep` counts the checkpoints from before the run was stopped, too.
+
+    All processes have it: where the weights of one are not finite, all end. The main one writes.
+    """
+
+    def after_step(self) -> None:
+        iteration = self.trainer.iter
+        if (iteration + 1) % self.period == 0 or iteration + 1 >= self.max_iter:
+            self.checkpointer.check_weights(f"of iteration {iteration}")
+        if comm.is_main_process():
+            super().after_step()
 
     def before_train(self) -> None:
         super().before_train()

@@ -102,6 +102,13 @@ class Trainer(SimpleTrainer):
         self.optimizer.step()
         self.completed = self.iter
 
+    def after_train(self) -> None:
+        """Run the hooks, and stop loading: threads and workers end with the loader's iterator."""
+        try:
+            super().after_train()
+        finally:
+            self._data_loader_iter_obj = None
+
     def _parts(self, batch: Any) -> Iterator[tuple[Any, float]]:
         """A batch in `accumulate` parts as even as can be, each with its share of the images."""
         if self.accumulate == 1:

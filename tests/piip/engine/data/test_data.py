@@ -9,6 +9,7 @@ import os
 import pickle
 import random
 import signal
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +32,9 @@ from detectron2.utils.serialize import PicklableWrapper
 from piip.engine.config import load_config
 from piip.engine.data import prefetch
 from piip.engine.data.loader import BatchSampler, TrainLoader
-from piip.engine.data.prefetch import Prefetcher, to_device
+from piip.engine.data.prefetch import prefetch_to_device, to_device
 from piip.engine.data.workers import DataError, restart_on_worker_death
+from piip.engine.trainer import Trainer
 from piip.seeding import mix_seed
 
 from ...tiny_config import QUICK_CONFIG
@@ -238,7 +240,7 @@ class LosesWhatIsReady:
 
     def __init__(self, start: int, ahead: int, culprit: int) -> None:
         self.numbers, self.ahead, self.culprit = itertools.count(start), ahead, culprit
-        self._workers = [multiprocessing.get_context("forkserver").Process(target=die)]
+        self._workers = [multiprocessing.get_context("fork").Process(target=die)]
 
     def __iter__(self) -> LosesWhatIsReady:
         return self
@@ -293,6 +295,9 @@ def test_what_goes_to_the_device() -> None:
     assert all(tensor.is_meta for tensor in tensors)
 
 
+CUDA = torch.cuda
+
+
 class FakeGPU:
     """Stands for `torch.cuda`: notes in which order copies are waited for."""
 
@@ -312,6 +317,9 @@ class FakeGPU:
 
     def __exit__(self, *error: object) -> None: ...
 
+    def __getattr__(self, name: str) -> Any:
+        return getattr(CUDA, name)
+
     def record_event(self) -> int:
         return next(self.recorded)
 
@@ -330,10 +338,28 @@ def test_batches_are_copied_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
         raise DataError("no more")
 
     monkeypatch.setattr(prefetch.torch, "cuda", gpu)
-    ahead = Prefetcher(batches(), torch.device("meta"))
+    ahead = prefetch_to_device(batches(), torch.device("meta"))
     for number in range(6):
         assert next(ahead) == [{"image": number}]
         assert gpu.waited == list(range(number + 1))
         assert len(taken) <= number + 1 + 3  # two are ready, one is being put there
     with pytest.raises(DataError, match="no more"):
         next(ahead)
+    with pytest.raises(StopIteration):  # not for ever nothing
+        next(ahead)
+
+
+def test_loading_stops_with_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The thread that copies ahead, and with it the workers that it takes from."""
+    monkeypatch.setattr(prefetch.torch, "cuda", FakeGPU())
+    model = torch.nn.Linear(1, 1)
+    model.forward = lambda batch: {"loss": model.weight.sum()}  # type: ignore[method-assign, assignment]
+    made = loader(2)
+    made.device = torch.device("cuda")
+    monkeypatch.setattr(prefetch, "to_device", lambda batch, device: batch)
+    trainer = Trainer(model, made, torch.optim.SGD(model.parameters(), lr=0.0), seed=0)
+    trainer.device = torch.device("cpu")
+    before = set(multiprocessing.active_children())
+    trainer.train(0, 2)
+    assert not [thread for thread in threading.enumerate() if thread.name == "reading"]
+    assert set(multiprocessing.active_children()) <= before

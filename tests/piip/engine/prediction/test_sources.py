@@ -17,6 +17,7 @@ require.detectron2()
 
 import cv2
 
+from piip.engine.data.prefetch import prefetch
 from piip.engine.prediction.sinks import JsonWriter, VideoWriter
 from piip.engine.prediction.sources import (
     Frame,
@@ -25,7 +26,6 @@ from piip.engine.prediction.sources import (
     UnreadableFileError,
     is_stream,
     open_stream,
-    prefetch,
     read_files,
 )
 
@@ -124,6 +124,7 @@ def test_errors_while_reading_ahead_arrive_in_their_place() -> None:
     assert next(items) == 1
     with pytest.raises(UnreadableFileError, match="no more"):
         next(items)
+    assert next(items, None) is None
 
 
 def test_a_live_video_plays_as_fast_as_it_was(tmp_path: Path) -> None:

@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.utils import comm
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from ...weights.converters import published_format
 from ...weights.differences import differences
@@ -134,12 +135,7 @@ class Checkpointer(DetectionCheckpointer):
             FloatingPointError: a parameter is infinite or NaN.
             OSError: the disk takes no more.
         """
-        for key, parameter in self.model.named_parameters():
-            if not torch.isfinite(parameter).all():
-                raise FloatingPointError(
-                    f"checkpoint {name} not written: parameter {key} is infinite or NaN; "
-                    f"the last good checkpoint is {self.get_checkpoint_file() or 'none'}"
-                )
+        self.check_weights(name, together=False)
         if not self.save_dir or not self.save_to_disk:
             return
         target = Path(self.save_dir, f"{name}.pth")
@@ -150,6 +146,26 @@ class Checkpointer(DetectionCheckpointer):
         write_file(content | kwargs, target)
         self.tag_last_checkpoint(target.name)
         self.saved = name
+
+    def check_weights(self, name: str, *, together: bool = True) -> None:
+        """Raise where a parameter is infinite or NaN here or, `together` (all must call it), in any process.
+
+        Args:
+            name: of the checkpoint that is due.
+
+        Raises:
+            FloatingPointError: naming the parameter and the last good checkpoint.
+        """
+        parts = {
+            key: parameter.to_local() if isinstance(parameter, DTensor) else parameter
+            for key, parameter in self.model.named_parameters()
+        }
+        bad = [key for key, part in parts.items() if not part.isfinite().all()]
+        for key in (key for keys in (comm.all_gather(bad) if together else [bad]) for key in keys):
+            raise FloatingPointError(
+                f"checkpoint {name} not written: parameter {key} is infinite or NaN; "
+                f"the last good checkpoint is {self.get_checkpoint_file() or 'none'}"
+            )
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         """Name the file that a resumed run continues from."""

@@ -86,7 +86,7 @@ class ShardedCheckpointer(Checkpointer):
         aside = _hidden(folder)
         if comm.is_main_process():
             shutil.rmtree(aside, ignore_errors=True)  # what a failure left
-        self._check_finite(name)  # all processes meet there
+        self.check_weights(name)  # all processes meet there
         trainer = dict(self.checkpointables["trainer"].state_dict())
         del trainer["optimizer"]  # in terms of places; kept by name instead
         progress = {**kwargs, METADATA: self.metadata, "trainer": trainer}
@@ -111,18 +111,6 @@ class ShardedCheckpointer(Checkpointer):
         if "ema" in self.checkpointables:
             state["ema"] = self.checkpointables["ema"].state_dict()
         return state
-
-    def _check_finite(self, name: str) -> None:
-        bad = [
-            key
-            for key, parameter in self.model.named_parameters()
-            if not (parameter.to_local() if isinstance(parameter, DTensor) else parameter).isfinite().all()
-        ]
-        if found := next((key for keys in comm.all_gather(bad) for key in keys), None):
-            raise FloatingPointError(
-                f"checkpoint {name} not written: parameter {found} is infinite or NaN; "
-                f"the last good checkpoint is {self.get_checkpoint_file() or 'none'}"
-            )
 
     def _finish(self, pending: Future[Any], aside: Path, folder: Path) -> None:
         """In the main process, once all have written: name the last checkpoint, remove the oldest."""

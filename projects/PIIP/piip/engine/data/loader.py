@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ...images import open_image
 from ...seeding import mix_seed, seed_all
-from .prefetch import Prefetcher
+from .prefetch import prefetch_to_device
 from .workers import START_METHOD, preload, restart_on_worker_death, start_worker
 
 _logger = logging.getLogger("detectron2.piip")
@@ -225,10 +225,11 @@ class TrainLoader:
             ahead = self.num_workers * self.prefetch_factor
             batches = restart_on_worker_death(self._load, self.start, self._images_of, ahead)
             if self.device.type == "cuda":
-                batches = Prefetcher(batches, self.device)
+                batches = prefetch_to_device(batches, self.device)
         else:
             batches = iter(self._load(self.start))
-        return map(self._note_skipped, batches)
+        for batch in batches:
+            yield self._note_skipped(batch)
 
     def _sampler(self, start: int) -> BatchSampler:
         return BatchSampler(

@@ -100,7 +100,10 @@ def restart_on_worker_death(
 
 def _dead(workers: list[BaseProcess]) -> str:
     """Names and ends of the workers that are no more; empty where all live."""
-    wait([worker.sentinel for worker in workers], timeout=_GRACE)
+    ended = wait([worker.sentinel for worker in workers], timeout=_GRACE)
+    for worker in workers:
+        if worker.sentinel in ended:
+            worker.join(_GRACE)  # its files are closed a moment before it is gone
     return ", ".join(
         f"data worker {number} (process {worker.pid}) {_end(worker.exitcode)}"
         for number, worker in enumerate(workers)

@@ -23,6 +23,7 @@ from ...backbone import PIIP
 from ...images import Image, write_image
 from ...numerics import autocast
 from ..checkpoints.checkpoint import METADATA, Checkpointer
+from ..data.prefetch import prefetch
 from ..evaluation import with_tta
 from ..model import build_model, for_prediction
 from ..renderer import Renderer, unused_name
@@ -34,7 +35,6 @@ from .sources import (
     expand_inputs,
     is_stream,
     open_stream,
-    prefetch,
     read_files,
 )
 
@@ -81,11 +81,16 @@ class Predictor:
         self.model = build_model(cfg).eval()
         loaded = Checkpointer(self.model).load(weights)
         self.augmentations = T.AugmentationList(instantiate(cfg.dataloader.test.mapper.augmentations))
-        self.autocast = autocast(cfg.train.device, cfg.train.get("eval_precision", "float32"))
+        self.device, self.precision = cfg.train.device, cfg.train.get("eval_precision", "float32")
         self.metadata = _metadata(cfg, loaded.get(METADATA))
         self.model = with_tta(cfg, for_prediction(cfg, self.model))
         sizes = [max(module.image_sizes) for module in self.model.modules() if isinstance(module, PIIP)]
         self.side = max(sizes, default=None)
+
+    @property
+    def autocast(self) -> torch.autocast:
+        """A context for one thread: an object that several enter mixes up what they return to."""
+        return autocast(self.device, self.precision)
 
     def __call__(self, image: Image, size: tuple[int, int] | None = None) -> dict[str, Any]:
         """What the model says of one image, on the CPU.

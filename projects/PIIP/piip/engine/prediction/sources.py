@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import glob
-import queue
 import threading
 import time
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 import cv2
 
 from ...images import IMAGE_SUFFIXES, Image, UnreadableFileError, check_regular, list_files, read_image
+from ..data.prefetch import prefetch
 
 read_image_file = read_image  # until the web page reads by `piip.images` itself
 
@@ -28,7 +27,6 @@ __all__ = [
     "expand_inputs",
     "is_stream",
     "open_stream",
-    "prefetch",
     "read_files",
     "read_image_file",
 ]
@@ -38,8 +36,6 @@ VIDEO_SUFFIXES = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".m
 _DEFAULT_RATE = 25.0
 _RATES = (1.0, 240.0)  # streams without a fixed rate report 0, or the ticks of their clock
 _TIMEOUT_MS = 15_000  # of opening a stream, and of waiting for its next frame
-
-Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -214,44 +210,3 @@ class LiveFrames(Iterator[Frame]):
         """Stop decoding and let go of the source."""
         self._ended = True
         self._thread.join(timeout=2 * _TIMEOUT_MS / 1e3)
-
-
-def prefetch(items: Iterable[Item], depth: int = 4) -> Generator[Item, None, None]:
-    """The same items, made in a thread that is up to ``depth`` of them ahead.
-
-    An error arrives in its place. Closed early, the thread ends too.
-    """
-    ready: queue.Queue[Sequence[Item] | BaseException] = queue.Queue(depth)
-    stop = threading.Event()
-
-    def put(what: Sequence[Item] | BaseException) -> None:
-        while not stop.is_set():
-            try:
-                ready.put(what, timeout=0.1)
-                return
-            except queue.Full:
-                continue
-
-    def fill() -> None:
-        try:
-            for item in items:
-                put([item])
-                if stop.is_set():
-                    return
-            put([])
-        except BaseException as error:  # noqa: BLE001, raised again where the items are taken
-            put(error)
-
-    thread = threading.Thread(target=fill, name="reading", daemon=True)
-    thread.start()
-    try:
-        while True:
-            what = ready.get()
-            if isinstance(what, BaseException):
-                raise what
-            if not what:
-                return
-            yield from what
-    finally:
-        stop.set()
-        thread.join()
