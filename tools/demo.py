@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from detectron2.utils.logger import setup_logger
 
     from piip.classification.experiment import classifier_to_show, is_classifier
-    from piip.detection.predict import InstanceRenderer, skip_below
+    from piip.detection.predict import InstanceRenderer, Undrawn, skip_below
     from piip.engine.config import load_config
     from piip.engine.data.custom_data import follow_weights, use_custom_dataset
     from piip.engine.prediction.predict import Predictor, Predicts, predict
@@ -72,6 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error("no weights: give --weights, or set train.init_checkpoint in the config")
     setup_logger(name="fvcore")
     setup_logger()
+    undrawn = Undrawn()
     model: Predicts
     renderer: Renderer
     if is_classifier(cfg):
@@ -85,11 +86,25 @@ def main(argv: Sequence[str] | None = None) -> int:
         if predictor.metadata.get("thing_classes") is None:
             renderer = SemanticRenderer(predictor.metadata)
         else:
-            skip_below(predictor.model, args.score_threshold)
+            undrawn = skip_below(predictor.model, args.score_threshold)
             renderer = InstanceRenderer(predictor.metadata, args.score_threshold)
     report = predict(model, renderer, args.input, args.output, batch=args.batch, save_json=args.save_json)
     live = f", {report.passed_over} frames passed over" if report.passed_over else ""
-    print(f"{report.drawn} images and frames drawn, {len(report.skipped)} files skipped{live}: {args.output}")
+    damaged = f", {len(report.damaged)} videos damaged" if report.damaged else ""
+    print(
+        f"{report.drawn} images and frames drawn, {len(report.skipped)} files skipped{damaged}{live}: "
+        f"{args.output}"
+    )
+    if isinstance(renderer, InstanceRenderer):
+        if faint := renderer.faint + undrawn.faint:
+            print(
+                f"{faint} detections that score below {args.score_threshold:g} not drawn: --score-threshold"
+            )
+        if undrawn.full:
+            print(
+                f"{undrawn.full} images have as many detections as the model reports at most: raise "
+                "test_topk_per_image of its box_predictor"
+            )
     return 0 if report.drawn else 1
 
 

@@ -20,8 +20,10 @@ from __future__ import annotations
 import logging
 import os
 import stat
-from collections.abc import Set
-from contextlib import nullcontext
+import tempfile
+import warnings
+from collections.abc import Iterator, Set
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import IO, Any
 
@@ -47,6 +49,7 @@ __all__ = [
     "open_labels",
     "printable",
     "read_image",
+    "utf8_path",
     "write_image",
 ]
 
@@ -61,6 +64,7 @@ Source = str | os.PathLike[str] | IO[bytes]
 MAX_PIXELS = 178_956_970  # where Pillow, too, calls an image a decompression bomb
 MAX_SIDE = 65_535  # of JPEG; a line of pixels has no use, and Visualizer and OpenCV do not go far beyond
 
+warnings.filterwarnings("ignore", category=Pillow.DecompressionBombWarning)  # the size is checked below
 Pillow.init()
 FORMATS = tuple(  # of photographs and drawings; no EPS or PDF, which start other programs
     name
@@ -277,6 +281,24 @@ def read_image(file: Source, *, max_pixels: int = MAX_PIXELS) -> Image:
 def open_labels(file: Source) -> Pillow.Image:
     """A label map: upright, with its values and mode as stored; see :func:`open_image`."""
     return _decoded(file, MAX_PIXELS, labels=True)
+
+
+@contextmanager
+def utf8_path(path: str | os.PathLike[str]) -> Iterator[str]:
+    """A name for OpenCV, which crashes on names that are not UTF-8, to open or make a file.
+
+    It is the absolute path, in which FFmpeg sees no protocol such as ``concat:``, or a symbolic link to it.
+    """
+    target = os.path.abspath(path)
+    try:
+        target.encode()
+    except UnicodeEncodeError:
+        with tempfile.TemporaryDirectory() as folder:
+            link = Path(folder, f"file{Path(target).suffix}")
+            link.symlink_to(target)
+            yield str(link)
+    else:
+        yield target
 
 
 def write_image(path: str | os.PathLike[str], image: npt.NDArray[np.uint8]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ import numpy as np
 from detectron2.config import instantiate
 
 from piip.detection.data import dataset_dicts, register_coco
+from piip.detection.evaluation import COCOEvaluator
 
 from ..tiny_config import tiny_config
 
@@ -49,3 +51,21 @@ def test_training_goes_on_past_a_broken_file(
     batches = list(itertools.islice(loader, 6))  # an epoch
     assert all(len(batch) == 2 for batch in batches)
     assert list(loader.skipped) == [str(victim)]
+
+
+def test_more_objects_than_are_counted_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """COCO's evaluation counts 100 detections per image, or as many as the config says."""
+    one = {"image_id": 1, "category_id": 2, "bbox": [0, 0, 2, 2], "area": 4, "iscrowd": 0}
+    many = {
+        "images": [{"id": 1, "file_name": "a.png", "height": 4, "width": 4}],
+        "annotations": [{**one, "id": i + 1} for i in range(150)],
+        "categories": [{"id": 2, "name": "thing"}],
+    }
+    (tmp_path / "many.json").write_text(json.dumps(many))
+    register_coco("many", tmp_path / "many.json", tmp_path)
+    COCOEvaluator("many", max_dets_per_image=300)
+    assert not caplog.records
+    COCOEvaluator("many")
+    assert [record.message.partition(":")[0] for record in caplog.records] == [
+        "1 images have more than 100 objects, up to 150. At most 100 detections per image are counted"
+    ]

@@ -31,6 +31,7 @@ from piip.engine.config import load_config
 from piip.engine.prediction.predict import Predictor, Report, expand_inputs
 from piip.engine.prediction.predict import predict as predict_with
 from piip.engine.train import build_model
+from piip.quick.drawing import CLASSES
 
 from ..live_camera import running_camera
 from ..tiny_config import QUICK_CONFIG, REPOSITORY, tiny_config
@@ -85,6 +86,7 @@ def test_photographs(predictor: Predictor, photographs: Path, tmp_path: Path) ->
         assert 0 <= y <= y + height <= size[0] + 1e-3
         assert 0.05 <= prediction["score"] <= 1
         assert 1 <= prediction["category_id"] <= 6  # the dataset's ids, not Detectron2's from 0
+        assert prediction["category"] == CLASSES[prediction["category_id"] - 1]
         assert coco_mask.decode(prediction["segmentation"]).shape == size
     truth = COCO()
     truth.dataset = {
@@ -307,9 +309,10 @@ def test_faint_detections_make_no_masks(predictor: Predictor) -> None:
     found = predictor(image)["instances"]
     assert len(found) > 0
     threshold = float(found.scores.median())
-    skip_below(predictor.model, threshold)
+    undrawn = skip_below(predictor.model, threshold)
     fewer = predictor(image)["instances"]
-    kept = found[found.scores > threshold]
+    kept = found[found.scores >= threshold]
+    assert (undrawn.faint, undrawn.full) == (len(found) - len(kept), 0)
     assert torch.equal(fewer.scores, kept.scores)
     assert torch.equal(fewer.pred_masks, kept.pred_masks)
 

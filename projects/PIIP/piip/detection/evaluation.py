@@ -7,6 +7,7 @@ import io
 import logging
 import math
 import tempfile
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from .predict import InstanceRenderer
 __all__ = ["COCOEvaluator", "empty_dataset", "measurable", "summary"]
 
 _logger = logging.getLogger("detectron2.piip")
-
+_MAX_DETECTIONS = 100  # of pycocotools
 _COLUMNS = {"AP": "AP", "AP50": "AP50", "AP75": "AP75", "APs": "small", "APm": "medium", "APl": "large"}
 
 
@@ -83,9 +84,20 @@ class COCOEvaluator(Detectron2Evaluator):
         with contextlib.redirect_stdout(io.StringIO()):
             self._coco_api.createIndex()
         self._tasks = self._tasks and measurable(self._tasks, content)
+        self._say_what_the_limit_costs()
 
     def _tasks_from_predictions(self, predictions: Any) -> list[str]:
         return measurable(super()._tasks_from_predictions(predictions), self._coco_api.dataset)
+
+    def _say_what_the_limit_costs(self) -> None:
+        limit = self._max_dets_per_image[-1] if self._max_dets_per_image else _MAX_DETECTIONS
+        numbers = Counter(annotation["image_id"] for annotation in self._coco_api.anns.values())
+        if over := [number for number in numbers.values() if number > limit]:
+            _logger.warning(
+                f"{len(over)} images have more than {limit} objects, up to {max(over)}. At most {limit} "
+                "detections per image are counted: all other objects are missed. Raise max_dets_per_image of "
+                "dataloader.evaluator and test_topk_per_image of the model's box_predictor"
+            )
 
     def renderer(self) -> InstanceRenderer:
         """What draws a detector's output in an evaluation."""

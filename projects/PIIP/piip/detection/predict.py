@@ -1,8 +1,10 @@
-"""Detections drawn on their images, and as entries of a COCO results file."""
+"""Detections: drawn on their images, and as entries of a COCO results file."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ import numpy as np
 import torch
 from detectron2.data import Metadata
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
-from detectron2.modeling.roi_heads import FastRCNNOutputLayers
+from detectron2.modeling.roi_heads import StandardROIHeads
 from detectron2.structures import Instances
 from detectron2.utils.visualizer import ColorMode, Visualizer
 from torch import nn
@@ -36,15 +38,52 @@ def draw(image: Image, instances: Instances, metadata: Metadata, scale: float = 
     return np.ascontiguousarray(drawn[:, :, ::-1])
 
 
-def skip_below(model: nn.Module, score_threshold: float) -> None:
-    """Let a detector leave out what scores less before it makes masks of it, not after.
+@dataclass
+class Undrawn:
+    """Counts of what a detector's output leaves out.
 
-    The same detections remain, but a mask takes as many bytes as the image has pixels: a hundred faint ones
-    on a photograph of 54 megapixels are 5 GB.
+    Attributes:
+        faint: number of boxes that score below the threshold.
+        full: number of images with as many boxes as the detector reports at most; there may be more objects.
     """
+
+    faint: int = 0
+    full: int = 0
+
+
+def skip_below(model: nn.Module, score_threshold: float) -> Undrawn:
+    """Let a Mask R-CNN drop boxes that score below a threshold before it makes masks of them.
+
+    The other detections stay as they are. A mask takes as many bytes as the image has pixels: for 100 faint
+    boxes on a photograph of 54 megapixels, 5 GB.
+
+    Returns:
+        What is dropped from now on, counted.
+    """
+    undrawn = Undrawn()
+
+    def wrapped(heads: StandardROIHeads) -> Callable[..., Any]:
+        forward_box = heads._forward_box
+        predictors = heads.box_predictor
+        last = (
+            predictors[-1] if isinstance(predictors, nn.ModuleList) else predictors
+        )  # a cascade has several
+
+        def without_faint(*args: Any) -> Any:
+            found = forward_box(*args)
+            if heads.training:
+                return found
+            kept = [instances[instances.scores >= score_threshold] for instances in found]
+            undrawn.faint += sum(map(len, found)) - sum(map(len, kept))
+            undrawn.full += sum(len(instances) == last.test_topk_per_image for instances in kept)
+            return kept
+
+        return without_faint
+
     for module in model.modules():
-        if isinstance(module, FastRCNNOutputLayers):
-            module.test_score_thresh = max(module.test_score_thresh, score_threshold)
+        if isinstance(module, StandardROIHeads):
+            module._forward_box = wrapped(module)
+    return undrawn
 
 
 def shrink(image: Image, instances: Instances) -> tuple[Image, Instances]:
@@ -70,20 +109,28 @@ class InstanceRenderer:
     Args:
         metadata: names of the classes, and their ids in the dataset.
         score_threshold: leave out detections that score less.
+
+    Attributes:
+        faint: number of detections left out so far.
     """
 
     def __init__(self, metadata: Metadata, score_threshold: float = 0.5) -> None:
         self.metadata, self.score_threshold = metadata, score_threshold
+        self.faint = 0
 
     def _chosen(self, output: dict[str, Any]) -> Instances:
         instances: Instances = output["instances"]
         return instances[instances.scores >= self.score_threshold]
 
     def records(self, output: dict[str, Any], image_id: int) -> list[dict[str, Any]]:
-        """Detections as entries of a COCO results file, with the dataset's own category ids."""
-        categories = {i: c for c, i in self.metadata.thing_dataset_id_to_contiguous_id.items()}
-        records: list[dict[str, Any]] = instances_to_coco_json(self._chosen(output), image_id)
-        return [{**record, "category_id": categories[record["category_id"]]} for record in records]
+        """Detections as entries of a COCO results file, with ids and names of the dataset's categories."""
+        ids = {i: c for c, i in self.metadata.thing_dataset_id_to_contiguous_id.items()}
+        names, chosen = self.metadata.thing_classes, self._chosen(output)
+        self.faint += len(output["instances"]) - len(chosen)
+        return [
+            {**record, "category_id": ids[record["category_id"]], "category": names[record["category_id"]]}
+            for record in instances_to_coco_json(chosen, image_id)
+        ]
 
     def draw(self, image: Image, output: dict[str, Any]) -> Image:
         """The image with its detections, made smaller beyond `LARGEST_PICTURE`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -23,11 +24,12 @@ from piip.engine.prediction.sources import (
     Frame,
     LiveFrames,
     Skipped,
-    UnreadableFileError,
+    expand_inputs,
     is_stream,
     open_stream,
     read_files,
 )
+from piip.images import UnreadableFileError
 
 from ...live_camera import number_of, numbered, running_camera
 
@@ -57,6 +59,88 @@ def test_files_give_every_frame_in_order(video: Path, tmp_path: Path) -> None:
     assert [frame.moment.seconds for frame in frames if frame.moment] == pytest.approx(np.arange(12) / 10)
     assert frames[-1].moment is None
     assert isinstance(items[12], Skipped) and items[12].source == tmp_path / "missing.jpg"
+
+
+def damaged(path: Path, first: float, last: float) -> Path:
+    """The video with the bytes of a share of its file overwritten; with `last` beyond 1 it is cut there."""
+    content = path.read_bytes()
+    a, b = int(len(content) * first), int(len(content) * min(last, 1))
+    path.write_bytes(content[:a] if last > 1 else content[:a] + bytes(b - a) + content[b:])
+    return path
+
+
+def noisy(path: Path, codec: str) -> Path:
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*codec), 25.0, (64, 48))
+    for number in range(24):
+        noise = np.random.default_rng(number).integers(0, 60, (48, 64, 3), np.uint8)
+        writer.write(noise + np.uint8(8 * number))
+    writer.release()
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "codec", "first", "last"), [("a.mp4", "mp4v", 0.4, 0.6), ("b.avi", "MJPG", 0.5, 2)]
+)
+def test_a_damaged_video_is_read_to_its_end(
+    name: str, codec: str, first: float, last: float, tmp_path: Path
+) -> None:
+    """Frames behind the damage come with their own numbers, and what is missing is counted."""
+    path = damaged(noisy(tmp_path / name, codec), first, last)
+    *frames, lost = read_files([path])
+    numbers = [frame.moment.number for frame in frames if isinstance(frame, Frame) and frame.moment]
+    assert len(frames) == len(numbers) > 5 and numbers == sorted(set(numbers))
+    assert lost == Skipped(path, f"{24 - len(frames)} of its 24 frames cannot be read", partly=True)
+    if name == "a.mp4":
+        assert numbers[-1] == 23 and len(frames) < 24
+    assert [frame.moment.first for frame in frames if isinstance(frame, Frame) and frame.moment][:2] == [
+        True,
+        False,
+    ]
+
+
+@pytest.mark.parametrize("rate", [0.2, 0.5, 29.97, 480.0])
+def test_rates_are_kept(rate: float, tmp_path: Path) -> None:
+    """Time lapses and slow motion; and a name that is not UTF-8, on which OpenCV ends the process."""
+    path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.mp4"))
+    writer = VideoWriter(path, rate)
+    for number in range(3):
+        writer.write(numbered(number), number / rate)
+    writer.close()
+    moments = [frame.moment for frame in read_files([path]) if isinstance(frame, Frame) and frame.moment]
+    assert [moment.seconds for moment in moments] == pytest.approx(np.arange(3) / rate)
+    assert {moment.rate for moment in moments} == {rate}
+
+
+def test_what_is_no_file_is_never_opened(tmp_path: Path) -> None:
+    """Named pipes, also with the ending of a video, and devices would block or never end."""
+    os.mkfifo(tmp_path / "a.png")
+    os.mkfifo(tmp_path / "b.mp4")
+    (tmp_path / "c.jpg").symlink_to("/dev/zero")
+    skipped = [item for item in read_files(expand_inputs([str(tmp_path)])) if isinstance(item, Skipped)]
+    assert [item.reason.partition(":")[0] for item in skipped] == ["it is a named pipe"] * 2 + [
+        "it is a device"
+    ]
+
+
+def test_a_silent_source_is_opened_again(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Each frame of each connection comes once; a source that stays silent ends."""
+    monkeypatch.setattr("piip.engine.prediction.sources._TIMEOUT_MS", 600)
+    monkeypatch.setattr("piip.engine.prediction.sources._PAUSES", (0.05, 0.1))
+    with running_camera(silent_after=5, connections=2) as address:
+        live = open_stream(address)
+        assert isinstance(live, LiveFrames)
+        for _ in live:
+            pass
+    assert live.received == 10
+    said = [record.message.removeprefix(address) for record in caplog.records]
+    assert said == [
+        " does not answer, after 5 frames: it is opened again in 0.05 seconds",
+        " does not answer, after 10 frames: it is opened again in 0.05 seconds",
+        " does not answer, after 10 frames: it is opened again in 0.1 seconds",
+        " ended after 10 frames",
+    ]
 
 
 def test_a_slow_model_sees_the_newest_frame_of_a_camera(camera: str) -> None:

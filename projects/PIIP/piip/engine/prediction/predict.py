@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+import cv2
 import detectron2.data.transforms as T
 import numpy as np
 import torch
@@ -20,7 +21,7 @@ from omegaconf import DictConfig
 from tqdm import tqdm
 
 from ...backbone import PIIP
-from ...images import Image, write_image
+from ...images import Image, printable, write_image
 from ...numerics import autocast
 from ..checkpoints.checkpoint import METADATA, Checkpointer
 from ..data.prefetch import prefetch
@@ -47,17 +48,19 @@ __all__ = [
     "predict",
 ]
 
-_DRAWN_SUFFIXES = frozenset(
-    {".bmp", ".jpeg", ".jpg", ".png", ".webp"}
-)  # written as they came, the others as .png
-
-_LARGEST = 4  # times the pixels of the square that a model is made for; attention grows with their square
-
-_DRAWN_BEHIND = 2  # pictures that wait to be drawn while the model goes on
-
-
 LARGEST_PICTURE = 12_000_000
-"""Pixels drawn: drawing takes some hundred bytes a pixel."""
+"""Maximum number of pixels of a drawn picture: drawing takes some hundred bytes per pixel."""
+
+_SAME_SUFFIX = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".webp"})  # drawn in this format, others as .png
+_LARGEST = 4  # times the pixels of the square that a model is made for; attention grows with their square
+_MAX_WAITING = 2  # results that wait to be drawn while the model goes on
+_OF_ONE_IMAGE = (
+    ValueError,
+    ArithmeticError,
+    MemoryError,
+    RuntimeError,
+    cv2.error,
+)  # such as a line of pixels
 
 
 class Predicts(Protocol):
@@ -66,7 +69,7 @@ class Predicts(Protocol):
     def batch(
         self, images: Sequence[Image], sizes: Sequence[tuple[int, int]] | None = None
     ) -> list[dict[str, Any]]:
-        """What it says of some images, on the CPU, each for one of the heights and widths."""
+        """The outputs for some images, on the CPU; each is for one of the sizes, height and width."""
 
 
 class Predictor:
@@ -93,11 +96,11 @@ class Predictor:
         return autocast(self.device, self.precision)
 
     def __call__(self, image: Image, size: tuple[int, int] | None = None) -> dict[str, Any]:
-        """What the model says of one image, on the CPU.
+        """The model's output for one image, on the CPU.
 
         Args:
             image: the image.
-            size: height and width that the answer is for; None for the image's own.
+            size: height and width that the output is for; None for those of the image.
 
         Raises:
             ValueError: the config does not resize, and the image is far larger than the model is made for.
@@ -109,14 +112,14 @@ class Predictor:
     def batch(
         self, images: Sequence[Image], sizes: Sequence[tuple[int, int]] | None = None
     ) -> list[dict[str, Any]]:
-        """What the model says of some images, on the CPU.
+        """The model's outputs for some images, on the CPU.
 
-        Only images that reach the model in one size go through it together: others would be padded, and
-        padding changes what a PIIP computes.
+        Images are batched only if they have one size after the resize: others would be padded, and padding
+        changes what a PIIP computes.
 
         Args:
             images: the images.
-            sizes: height and width that each answer is for; None for the images' own.
+            sizes: height and width that each output is for; None for those of the images.
 
         Raises:
             ValueError: as for one image.
@@ -132,7 +135,7 @@ class Predictor:
         return [{key: value.to("cpu") for key, value in output.items()} for output in outputs]
 
     def prepare(self, image: Image, size: tuple[int, ...]) -> dict[str, Any]:
-        """An image as Detectron2's models take it: resized, with the size that the answer is for.
+        """The input of Detectron2's models for an image: resized, with the size that the output is for.
 
         Raises:
             ValueError: as above.
@@ -169,24 +172,33 @@ def _metadata(cfg: DictConfig, kept: dict[str, Any] | None) -> Metadata:
 
 @dataclass
 class Report:
-    """What became of the inputs.
+    """Summary of a prediction run.
 
     Attributes:
-        drawn: images and frames drawn.
-        skipped: files that could not be read, and why.
-        passed_over: frames of a live source that came while the model was busy.
+        drawn: number of images and frames drawn.
+        skipped: files without a result, and the reason.
+        damaged: videos some frames of which have no result, and the reason.
+        passed_over: number of frames of a live source that came while the model was busy.
     """
 
     drawn: int = 0
     skipped: dict[Path, str] = field(default_factory=dict)
+    damaged: dict[Path, str] = field(default_factory=dict)
     passed_over: int = 0
+
+    def skip(self, source: Path | str, reason: str, *, partly: bool = False) -> None:
+        """Note a file that is skipped, or of which a part is; a line says so the first time."""
+        source, noted = Path(source), self.damaged if partly else self.skipped
+        if source not in noted:
+            noted[source] = reason
+            tqdm.write(f"{'damaged' if partly else 'skipped'} {printable(source)}: {reason}")
 
 
 class _Results:
-    """Draws and writes, in a thread of its own and in order, what a model says of images and frames."""
+    """Draws and writes the outputs for images and frames, in a thread of its own and in order."""
 
-    def __init__(self, renderer: Renderer, output: Path, records: JsonWriter) -> None:
-        self.renderer, self.output, self.records = renderer, output, records
+    def __init__(self, renderer: Renderer, output: Path, records: JsonWriter, report: Report) -> None:
+        self.renderer, self.output, self.records, self.report = renderer, output, records, report
         self._names: set[str] = set()
         self._video: VideoWriter | None = None
         self._source: Path | str | None = None
@@ -196,12 +208,12 @@ class _Results:
 
     def add(self, frame: Frame, output: dict[str, Any], image_id: int) -> None:
         """Have one result drawn and written; waits where drawing lags behind."""
-        while len(self._waiting) >= _DRAWN_BEHIND:
+        while len(self._waiting) >= _MAX_WAITING:
             self._waiting.popleft().result()
         self._waiting.append(self._thread.submit(self._write, frame, output, image_id))
 
     def close(self) -> None:
-        """Wait for the last results, and finish the video. What went wrong meanwhile is raised here."""
+        """Wait for the last results and finish the video. Errors of the thread are raised here."""
         self._thread.shutdown()
         if self._video is not None:
             self._video.close()
@@ -209,22 +221,28 @@ class _Results:
             self._waiting.popleft().result()
 
     def _target(self, source: Path | str, suffix: str) -> Path:
-        """A file in the output folder named after the source, numbered where the name is taken."""
+        """A file in the output folder named after the source, with a number if the name is taken."""
         stem = f"camera-{source}" if str(source).isdecimal() else Path(source).stem
         return self.output / unused_name(stem, suffix, self._names)
 
     def _write(self, frame: Frame, output: dict[str, Any], image_id: int) -> None:
+        try:
+            records = self.renderer.records(output, image_id)
+            drawn = self.renderer.draw(frame.image, output)
+        except _OF_ONE_IMAGE as error:
+            _skip_frame(self.report, frame, f"its result cannot be drawn: {error}")
+            return
         origin: dict[str, Any] = {"file_name": str(frame.source)}
         if frame.moment is not None:
             origin["frame"] = frame.moment.number
             if frame.moment.length is None:
                 origin["seconds"] = round(frame.moment.seconds, 3)
-        self.records.write({**record, **origin} for record in self.renderer.records(output, image_id))
-        drawn = self.renderer.draw(frame.image, output)
+        self.records.write({**record, **origin} for record in records)
+        self.report.drawn += 1
         if frame.moment is None:
             self._picture(Path(frame.source), frame.image, drawn, output)
             return
-        if self._video is None or self._source != frame.source or frame.moment.number == 0:
+        if self._video is None or self._source != frame.source or frame.moment.first:
             if self._video is not None:
                 self._video.close()
             self._video = VideoWriter(self._target(frame.source, ".mp4"), frame.moment.rate)
@@ -233,13 +251,13 @@ class _Results:
 
     def _picture(self, source: Path, image: Image, drawn: Image, output: dict[str, Any]) -> None:
         suffix = source.suffix.lower()
-        target = self._target(source, suffix if suffix in _DRAWN_SUFFIXES else ".png")
+        target = self._target(source, suffix if suffix in _SAME_SUFFIX else ".png")
         write_image(target, drawn)
         self.renderer.save(output, target, (image.shape[0], image.shape[1]))
 
 
 def _open(inputs: Sequence[str]) -> tuple[Generator[Frame | Skipped, None, None] | LiveFrames, int | None]:
-    """What the inputs hold, and the number of files; None for a stream."""
+    """The frames of the inputs, and the number of files; None for a stream."""
     streams = [name for name in inputs if is_stream(name)]
     if not streams:
         files = expand_inputs(inputs)
@@ -258,65 +276,81 @@ def predict(
     batch: int = 1,
     save_json: Path | None = None,
 ) -> Report:
-    """Draw what a model finds in images, folders, globs, videos, cameras and streams, and write its
-    predictions.
+    """Draw a model's predictions for images, folders, globs, videos, cameras and streams; write them as JSON.
 
-    Files are decoded in one thread and drawn in another while the model runs; no more than a few images are
-    in memory, however long a video is. A file that is missing or cannot be decoded is reported and skipped.
-    Of a live source the newest frame is taken, others are passed over; Ctrl-C ends it, and what was written
-    is whole.
+    One thread decodes files and another draws while the model runs; only a few images are in memory, however
+    long a video is. A file that is missing, cannot be decoded or makes the model fail is skipped, and a line
+    says why. Of a live source the newest frame is taken, others are passed over; Ctrl-C ends it, and the
+    files are complete.
 
-    The predictions are a list of the renderer's records; `image_id` counts images and frames from 1,
-    "file_name" says of which input they are, "frame", from 0, of which frame of a video or stream, "seconds"
-    when a live source gave it.
+    The predictions are a list of the renderer's records; "image_id" counts images and frames from 1,
+    "file_name" is the input, "frame" the number of the frame in a video or stream, from 0, and "seconds" the
+    time of the frame of a live source.
 
     Args:
         predictor: the model.
-        renderer: what to make of its output, such as `piip.detection.predict.InstanceRenderer`.
+        renderer: draws its output and writes it down, such as `piip.detection.predict.InstanceRenderer`.
         inputs: names of files, folders and globs; or one number of a camera or address of a stream.
         output: folder for the pictures and videos, made if missing.
-        batch: images or frames that go through the model together; a live source gives one at a time.
+        batch: number of images or frames per batch; a live source gives one at a time.
         save_json: file for the predictions, see :class:`piip.engine.prediction.sinks.JsonWriter`; None for
             `predictions.json` in the output folder.
 
     Raises:
         ValueError: the batch is not positive, or a stream is not the only input.
-        OSError: a stream cannot be opened, or a result not be written.
+        OSError: a stream cannot be opened, or a result cannot be written.
     """
     if batch < 1:
         raise ValueError(f"batch is {batch}: expected a positive number of images")
     report = Report()
     items, files = _open(list(inputs))
+    seen = 0
     with ExitStack() as stack:
         stack.enter_context(closing(items))
         records = stack.enter_context(JsonWriter(save_json or output / "predictions.json"))
-        results = stack.enter_context(closing(_Results(renderer, output, records)))
+        results = stack.enter_context(closing(_Results(renderer, output, records, report)))
         bar = stack.enter_context(tqdm(total=files, unit="image"))
         try:
             while chunk := list(itertools.islice(items, 1 if isinstance(items, LiveFrames) else batch)):
-                frames = [item for item in chunk if isinstance(item, Frame)]
+                frames = []
                 for item in chunk:
-                    _count(item, bar, report)
-                sizes = [renderer.output_size(*frame.image.shape[:2]) for frame in frames]
-                for frame, found in zip(
-                    frames, predictor.batch([frame.image for frame in frames], sizes), strict=True
-                ):
-                    report.drawn += 1
-                    results.add(frame, found, report.drawn)
+                    if isinstance(item, Skipped):
+                        report.skip(item.source, item.reason, partly=item.partly)
+                        bar.update(0 if item.partly else 1)
+                        continue
+                    frames.append(item)
+                    if item.moment and item.moment.first and bar.total is not None and item.moment.length:
+                        bar.total += item.moment.length - 1  # the file itself is counted
+                for frame, found in _outputs(predictor, renderer, frames):
+                    seen += 1
+                    if isinstance(found, Exception):
+                        _skip_frame(report, frame, f"the model fails on it: {found}")
+                    else:
+                        results.add(frame, found, seen)
                     bar.update()
         except KeyboardInterrupt:
             if not isinstance(items, LiveFrames):  # which have no other end
                 raise
     if isinstance(items, LiveFrames):
-        report.passed_over = items.received - report.drawn
+        report.passed_over = items.received - seen
     return report
 
 
-def _count(item: Frame | Skipped, bar: tqdm, report: Report) -> None:
-    """Take an item into account: how much is to come, or that it is skipped."""
-    if isinstance(item, Skipped):
-        report.skipped[Path(item.source)] = item.reason
-        tqdm.write(f"skipped {item.source}: {item.reason}")
-        bar.update()
-    elif item.moment and item.moment.number == 0 and bar.total is not None and item.moment.length:
-        bar.total += item.moment.length - 1  # the file itself is counted
+def _outputs(
+    predictor: Predicts, renderer: Renderer, frames: Sequence[Frame]
+) -> list[tuple[Frame, dict[str, Any] | Exception]]:
+    """Each frame with the model's output for it, or with the error that it caused."""
+    sizes = [renderer.output_size(*frame.image.shape[:2]) for frame in frames]
+    try:
+        return list(zip(frames, predictor.batch([frame.image for frame in frames], sizes), strict=True))
+    except torch.AcceleratorError:  # of the device, which is of no use afterwards
+        raise
+    except _OF_ONE_IMAGE as error:
+        if len(frames) == 1:
+            return [(frames[0], error)]
+    return [output for frame in frames for output in _outputs(predictor, renderer, [frame])]
+
+
+def _skip_frame(report: Report, frame: Frame, reason: str) -> None:
+    height, width = frame.image.shape[:2]
+    report.skip(frame.source, f"{width}x{height} px, {reason}", partly=frame.moment is not None)

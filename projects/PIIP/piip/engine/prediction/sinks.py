@@ -1,4 +1,4 @@
-"""What prediction writes, piece by piece: records as JSON, and videos. Nothing is kept for the end."""
+"""Writers of predictions: JSON records and videos, written as they come."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 import cv2
 
-from ...images import Image
+from ...images import Image, printable, utf8_path
 
 __all__ = ["JsonWriter", "VideoWriter"]
 
@@ -18,10 +18,10 @@ LINES_SUFFIX = ".jsonl"
 
 
 class JsonWriter:
-    """Writes records as they come: a JSON list, or a line each where the file is named ``.jsonl``.
+    """Writes records as they come: one JSON list, or a line per record if the name ends in ``.jsonl``.
 
-    The list is whole once the writer is closed, after an error or Ctrl-C too; lines can be read while they
-    are written.
+    The list is complete once the writer is closed, also after an error or Ctrl-C. Lines can be read while
+    the file grows.
 
     Args:
         path: the file; its folder is made if missing.
@@ -59,14 +59,14 @@ class JsonWriter:
 
 
 class VideoWriter:
-    """Writes frames of one size to an .mp4 file, which exists once a first frame was written.
+    """Writes frames of one size to an .mp4 file. The file exists once the first frame is written.
 
-    A frame is shown until the time of the next, so that a live source plays as fast as it was, however few of
-    its frames were drawn.
+    A frame is repeated until the time of the next one: the video of a live source has the speed of the
+    source, however few frames were drawn.
 
     Args:
         path: the file.
-        rate: frames a second.
+        rate: frames per second.
     """
 
     def __init__(self, path: Path, rate: float) -> None:
@@ -84,11 +84,10 @@ class VideoWriter:
         if self._writer is None:
             height, width = frame.shape[:2]
             codec = cv2.VideoWriter.fourcc(*"mp4v")
-            self._writer = cv2.VideoWriter(str(self._path), codec, self._rate, (width, height))
+            with utf8_path(self._path) as name:
+                self._writer = cv2.VideoWriter(name, cv2.CAP_FFMPEG, codec, self._rate, (width, height))
             if not self._writer.isOpened():
-                raise OSError(
-                    f"cannot write the video {self._path}: check the folder, and OpenCV's mp4 support"
-                )
+                raise OSError(f"cannot write the video {printable(self._path)}: check the folder and OpenCV")
         if self._shown is not None:
             for _ in range(round(seconds * self._rate) - self._written):
                 self._writer.write(self._shown)
