@@ -2,8 +2,27 @@
 
 from __future__ import annotations
 
+import tempfile
+from collections.abc import Iterator
+
 import pytest
 import torch
+
+
+@pytest.fixture(scope="session", autouse=True)
+def temporary_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What libraries and killed processes leave in the temporary folder is removed with it at the end.
+
+    Its path is short: sockets of fork servers lie in it.
+    """
+    tmp_path_factory.getbasetemp()  # where pytest keeps folders of tests: as ever
+    with (
+        tempfile.TemporaryDirectory(prefix="piip-tests-", ignore_cleanup_errors=True) as folder,
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        patch.setenv("TMPDIR", folder)
+        patch.setattr(tempfile, "tempdir", folder)
+        yield
 
 
 @pytest.hookimpl(tryfirst=True)
