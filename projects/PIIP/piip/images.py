@@ -125,6 +125,8 @@ def list_files(
 ) -> list[Path]:
     """The images in a folder, known by the endings of their names, sorted. The log counts what is left out.
 
+    Hidden files and folders are left out, such as ``._photo.jpg`` and ``.ipynb_checkpoints``.
+
     Args:
         folder: an existing folder.
         suffixes: endings in lower case.
@@ -134,7 +136,9 @@ def list_files(
     left_out: list[Path] = []
     for root, folders, names in os.walk(folder, followlinks=True):
         for name in names:
-            (files if Path(name).suffix.lower() in suffixes else left_out).append(Path(root, name))
+            wanted = Path(name).suffix.lower() in suffixes and not name.startswith(".")
+            (files if wanted else left_out).append(Path(root, name))
+        folders[:] = [inner for inner in folders if not inner.startswith(".")]
         if not recursive:
             left_out += [Path(root, inner) for inner in folders]
             break

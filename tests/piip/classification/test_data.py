@@ -17,7 +17,13 @@ from PIL import Image as Pillow
 from timm.data import create_dataset, create_loader
 from torch import Tensor
 
-from piip.classification.data import Processes, TrainBatches, class_names, evaluation_batches
+from piip.classification.data import (
+    Processes,
+    TrainBatches,
+    class_names,
+    evaluation_batches,
+    leave_out_strays,
+)
 
 from .tiny import CLASSES, SIDE, loader, write_images
 
@@ -102,6 +108,48 @@ def stream(root: Path, split: str, *, num_workers: int, is_training: bool = True
     return create_loader(
         dataset, SIDE, 2, is_training=is_training, use_prefetcher=False, num_workers=num_workers, **options
     )
+
+
+def test_hidden_folders_are_no_classes(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Nor is the folder around them; two folders of one name are one class, which is said."""
+    for name in (
+        "train/cat/1.png",
+        "train/cat/._1.png",
+        "train/cat/.ipynb_checkpoints/1.png",
+        "train/dog/1.png",
+        "train/.cache/fox/1.png",
+        "train/__MACOSX/owl/1.png",
+        "train/more/cat/2.png",
+        "train/stray.png",
+    ):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        Pillow.new("RGB", (8, 8)).save(tmp_path / name)
+    dataset = create_dataset("", root=str(tmp_path), split="train")
+    with caplog.at_level(logging.WARNING):
+        leave_out_strays(dataset)
+    assert class_names(dataset) == ["cat", "dog"]
+    found = [(Path(path).relative_to(tmp_path / "train").as_posix(), t) for path, t in dataset.reader.samples]
+    assert found == [("cat/1.png", 0), ("dog/1.png", 1), ("more/cat/2.png", 0)]
+    assert "left out 5 images that are hidden or in no class's folder" in caplog.text
+    assert "class 'cat' is that of several folders: " in caplog.text
+    (tmp_path / "only/.hidden").mkdir(parents=True)
+    Pillow.new("RGB", (8, 8)).save(tmp_path / "only/.hidden/1.png")
+    with pytest.raises(ValueError, match="has no images in folders of classes"):
+        leave_out_strays(create_dataset("", root=str(tmp_path / "only")))
+
+
+def test_class_maps(root: Path, tmp_path: Path) -> None:
+    """A stray file does not change their numbers; a byte order mark would cost the first class."""
+    names = ["unused", *CLASSES]
+    for encoding in ("utf-8", "utf-8-sig"):
+        (tmp_path / "classes.txt").write_text("\n".join(names), encoding=encoding)
+        dataset = create_dataset("", root=str(root), split="train", class_map=str(tmp_path / "classes.txt"))
+        if encoding == "utf-8":
+            leave_out_strays(dataset)
+            assert class_names(dataset) == names
+        else:
+            with pytest.raises(ValueError, match="byte order mark"):
+                leave_out_strays(dataset)
 
 
 def test_tar_shards(root: Path, tmp_path: Path) -> None:

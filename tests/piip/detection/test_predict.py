@@ -232,10 +232,12 @@ def test_inputs(tmp_path: Path) -> None:
 
 
 def test_same_names_from_two_folders(predictor: Predictor, photographs: Path, tmp_path: Path) -> None:
+    """Also with other suffixes: label maps are named by the stem alone."""
     (tmp_path / "other").mkdir()
-    (tmp_path / "other/cat.jpg").write_bytes((photographs / "cat.jpg").read_bytes())
+    for name in ("cat.jpg", "cat.png"):
+        (tmp_path / "other" / name).write_bytes((photographs / "cat.jpg").read_bytes())
     predict(predictor, [str(photographs / "cat.jpg"), str(tmp_path / "other")], tmp_path / "out")
-    assert {p.name for p in (tmp_path / "out").glob("*.jpg")} == {"cat.jpg", "cat-2.jpg"}
+    assert {p.name for p in (tmp_path / "out").glob("*.[jp]*g")} == {"cat.jpg", "cat-2.jpg", "cat-3.png"}
 
 
 def test_what_is_drawn_is_where_it_was_found(predictor: Predictor) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -210,6 +211,67 @@ def test_folders(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
         semantic_dicts("unheard of")
 
 
+def test_images_of_one_stem_share_no_label_map(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Which of them it belongs to cannot be told: none is used, and hidden files are no images."""
+    for name in ("a.jpg", "a.png", "b.png", "._b.png"):
+        save(tmp_path / "images" / name, np.zeros((4, 4, 3)), "RGB")
+    for name in ("a", "b", "._b"):
+        save(tmp_path / f"labels/{name}.png", np.zeros((4, 4)))
+    register_folders("stems", tmp_path / "images", tmp_path / "labels", ["x"])
+    with caplog.at_level("WARNING", "detectron2.piip"):
+        records = [semantic_dicts("stems") for _ in range(2)][1]
+    assert [Path(record["file_name"]).name for record in records] == ["b.png"]
+    said = [r.getMessage() for r in caplog.records if "share a label map" in r.getMessage()]
+    assert said == [
+        f"{tmp_path / 'images'}: left out 2 images that share a label map with another, such as "
+        f"{tmp_path / 'images/a.jpg'}"
+    ]
+
+
+CLASSES_SEEN: dict[str, tuple[list[int], str]] = {  # value of label map 0, 1, ... -> what is said
+    "all": ([0, 1, 2], ""),
+    "none of one": ([0, 2, 0], "no pixel of class 1 'b' in all 3 label maps$"),
+    "255 for a class": (
+        [0, 255, 0],
+        "no pixel of class 1 'b', 2 'c' in all 3 label maps; 33% of the pixels are 255, which is ignored",
+    ),
+    "no class": ([0, 7, 0], "class 1 'b', 2 'c' in all 3 label maps; 1 cannot be used, such as: .* holds 7"),
+}
+
+
+@pytest.mark.parametrize("case", CLASSES_SEEN)
+def test_classes_without_a_pixel_are_said(
+    case: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Once, before training: a model of two classes, whose labels are 0 and 255, learns one of them."""
+    values, expected = CLASSES_SEEN[case]
+    for number, value in enumerate(values):
+        save(tmp_path / f"images/{number}.png", np.zeros((4, 4, 3)), "RGB")
+        save(tmp_path / f"labels/{number}.png", np.full((4, 4), value))
+    register_folders("seen", tmp_path / "images", tmp_path / "labels", ["a", "b", "c"])
+    with caplog.at_level("WARNING", "detectron2.piip"):
+        for _ in range(2):
+            semantic_dicts("seen")
+    said = [record.getMessage() for record in caplog.records]
+    assert len(said) == bool(expected)
+    assert not expected or re.search(expected, said[0])
+
+
+def test_of_many_label_maps_some_are_looked_at(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("piip.segmentation.data._LOOKED_AT", 3)
+    for number in range(9):
+        save(tmp_path / f"images/{number}.png", np.zeros((4, 4, 3)), "RGB")
+        save(tmp_path / f"labels/{number}.png", np.full((4, 4), number == 1))
+    register_folders("many", tmp_path / "images", tmp_path / "labels", ["a", "b"])
+    with caplog.at_level("INFO", "detectron2.piip"):
+        semantic_dicts("many")
+    (record,) = [r for r in caplog.records if "no pixel" in r.getMessage()]
+    assert record.getMessage() == "many: no pixel of class 1 'b' in 3 of 9 label maps"
+    assert record.levelname == "INFO"
+
+
 def test_training_goes_on_past_bad_images(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -256,7 +318,7 @@ def test_own_data(tmp_path: Path) -> None:
     cfg = load_config(str(QUICK_SEGMENTOR))
     with pytest.raises(FileNotFoundError, match=r"classes.txt does not exist: write the names"):
         use_custom_dataset(cfg, data, train=True)
-    (tmp_path / "train/classes.txt").write_text("sky\ngrass\ncow\n")
+    (tmp_path / "train/classes.txt").write_text("sky\ngrass\ncow\n", encoding="utf-8-sig")
     (tmp_path / "val/labels/classes.txt").write_text("sky\ngrass\n")
     with pytest.raises(ValueError, match="different classes"):
         use_custom_dataset(cfg, data, train=True)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, cast
@@ -18,9 +20,10 @@ from ..images import UnreadableFileError, as_rgb, open_image, printable
 from ..seeding import mix_seed, seed_all
 from ..workers import start_worker
 
-__all__ = ["Batch", "Processes", "TrainBatches", "class_names", "evaluation_batches"]
+__all__ = ["Batch", "Processes", "TrainBatches", "class_names", "evaluation_batches", "leave_out_strays"]
 
 _logger = logging.getLogger("piip.classification")
+_NAMED = 3  # folders named in a line
 _TRIES = 10  # images in a row that may be unusable: beyond that it is not the images
 
 Batch = tuple[Tensor, Tensor]
@@ -214,6 +217,46 @@ def evaluation_batches(loader: DataLoader[Any], processes: Processes | None = No
         return _rebuilt(plain, plain.dataset, batch_size=plain.batch_size)
     indices = range(own.rank, len(plain.dataset), own.count)  # type: ignore[arg-type]
     return _rebuilt(plain, _Strict(plain.dataset), batch_size=plain.batch_size, sampler=indices)
+
+
+def leave_out_strays(dataset: Any) -> None:
+    """Take hidden files, and those in hidden folders or in none, out of a timm data set of folders, in place.
+
+    timm makes a class of every folder with images, ``.ipynb_checkpoints`` too. The log says how many are left
+    out, and which classes have several folders.
+
+    Raises:
+        ValueError: nothing is left, or the names of the classes begin with a byte order mark.
+    """
+    reader = dataset.reader
+    if not isinstance(reader, ReaderImageFolder):
+        return
+    if any(name.startswith("\ufeff") for name in reader.class_to_idx):
+        raise ValueError("the class map begins with a byte order mark: save it as UTF-8 without one")
+
+    def is_stray(path: str) -> bool:
+        below = os.sep + path[len(str(reader.root)) :].lstrip(os.sep)
+        return below.count(os.sep) == 1 or f"{os.sep}." in below or f"{os.sep}__MACOSX{os.sep}" in below
+
+    kept = [sample for sample in reader.samples if not is_stray(sample[0])]
+    if strays := [sample for sample in reader.samples if is_stray(sample[0])]:
+        _logger.warning(
+            f"{reader.root}: left out {len(strays)} images that are hidden or in no class's folder, such as "
+            f"{strays[0][0]}"
+        )
+        if not kept:
+            raise ValueError(f"{reader.root} has no images in folders of classes")
+        gone = {target for _, target in strays} - {target for _, target in kept}
+        names = {number: name for name, number in reader.class_to_idx.items() if number not in gone}
+        numbers = {old: new for new, old in enumerate(sorted(names))}
+        reader.class_to_idx = {names[old]: new for old, new in numbers.items()}
+        reader.samples = [(path, numbers[target]) for path, target in kept]
+    folders = defaultdict(set)
+    for path, target in reader.samples:
+        folders[target].add(os.path.dirname(path))
+    for name, number in reader.class_to_idx.items():
+        if len(shared := sorted(folders[number])) > 1:
+            _logger.warning(f"class '{name}' is that of several folders: {', '.join(shared[:_NAMED])}")
 
 
 def class_names(dataset: Any) -> list[str]:

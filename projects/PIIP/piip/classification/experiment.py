@@ -34,7 +34,7 @@ from ..images import IMAGE_SUFFIXES, list_files
 from ..seeding import mix_seed, seed_all
 from .checkpoint import Weights, load_weights, num_classes_of, read_weights
 from .classifier import PIIPClassifier
-from .data import Processes, TrainBatches, class_names, evaluation_batches
+from .data import Processes, TrainBatches, class_names, evaluation_batches, leave_out_strays
 from .evaluation import evaluate
 from .predict import ClassPredictor, ClassRenderer, describe
 from .pretrained import load_pretrained_classifier
@@ -159,6 +159,7 @@ class Run:
             raise FileNotFoundError(
                 f"the {split} set at {root} cannot be read ({reason}): see dataloader.{split}.dataset"
             ) from error
+        leave_out_strays(loader.dataset)
         reader = getattr(loader.dataset, "reader", None)
         if self.processes.rank == 0 and isinstance(reader, ReaderImageFolder):
             list_files(reader.root, recursive=True)  # says what is left out

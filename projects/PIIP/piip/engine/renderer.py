@@ -27,10 +27,13 @@ class Renderer(Protocol):
 
 
 def unused_name(stem: str, suffix: str, used: set[str]) -> str:
-    """`stem` + `suffix`, with a number between them where that name is used; it is added to those used."""
-    name, number = f"{stem}{suffix}", 1
-    while name in used:
+    """A file name, with a number behind the stem where that is used; it is added to the stems used.
+
+    Files of one stem and other suffixes are told apart, too: what belongs to a picture is named by its stem.
+    """
+    unused, number = stem, 1
+    while unused in used:
         number += 1
-        name = f"{stem}-{number}{suffix}"
-    used.add(name)
-    return name
+        unused = f"{stem}-{number}"
+    used.add(unused)
+    return f"{unused}{suffix}"

@@ -31,7 +31,7 @@ def read_conversations(file: str | Path) -> list[dict[str, Any]]:
         ValueError: it is no list of conversations; the first wrong entry is named.
     """
     try:
-        entries = json.loads(Path(file).read_text(encoding="utf-8"))
+        entries = json.loads(Path(file).read_text(encoding="utf-8-sig"))
     except json.JSONDecodeError as error:
         raise ValueError(f"{file} is no json: {error}") from error
     if not isinstance(entries, list) or not entries:

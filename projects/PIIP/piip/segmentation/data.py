@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 import logging
 import os
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ import numpy.typing as npt
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.detection_utils import check_image_size
+from detectron2.utils.logger import log_first_n
 
 from ..images import list_files, open_image, open_labels
 from .heads import IGNORED
@@ -22,6 +25,7 @@ from .heads import IGNORED
 __all__ = ["SemanticMapper", "read_labels", "register_folders", "semantic_dicts"]
 
 _logger = logging.getLogger("detectron2.piip")
+_LOOKED_AT = 500  # label maps in which the classes are looked for
 
 Labels = npt.NDArray[np.uint8]
 
@@ -132,16 +136,61 @@ def register_folders(
 
 
 def _pairs(images: Path, labels: Path) -> list[dict[str, Any]]:
-    """A record for each image that has a label map; the log says how many have none."""
-    files = list_files(images)
-    pairs = [(file, labels / f"{file.stem}.png") for file in files]
-    if missing := [image for image, label in pairs if not label.is_file()]:
-        _logger.warning(f"{images}: left out {len(missing)} images without a label map, such as {missing[0]}")
+    """A record for each image that has a label map of its own; the log counts the others once."""
+    by_stem: dict[str, list[Path]] = defaultdict(list)
+    for file in list_files(images):
+        by_stem[file.stem].append(file)
+    alone = [files[0] for files in by_stem.values() if len(files) == 1]
+    shared = [file for files in by_stem.values() if len(files) > 1 for file in files]
+    pairs = [(image, labels / f"{image.stem}.png") for image in alone]
+    missing = [image for image, label in pairs if not label.is_file()]
+    for left_out, reason in (
+        (missing, "without a label map"),
+        (shared, "that share a label map with another"),
+    ):
+        if left_out:
+            said = f"{images}: left out {len(left_out)} images {reason}, such as {left_out[0]}"
+            log_first_n(logging.WARNING, said, name=_logger.name, key="message")
     return [
         {"file_name": str(image), "sem_seg_file_name": str(label)}
         for image, label in pairs
         if label.is_file()
     ]
+
+
+def _check_labels(name: str, records: Sequence[Mapping[str, Any]]) -> None:
+    """Say once which classes of a dataset have no pixel, in all its label maps or in some of them."""
+    metadata = MetadataCatalog.get(name)
+    chosen = np.linspace(0, len(records) - 1, min(_LOOKED_AT, len(records))).astype(int)
+    files = tuple(records[index]["sem_seg_file_name"] for index in chosen)
+    pixels, unreadable = _count_pixels(files, len(metadata.stuff_classes), metadata.ignore_label)
+    unseen = [f"{i} '{c}'" for i, c in enumerate(metadata.stuff_classes) if not pixels[i]]
+    if not unseen:
+        return
+    all_of = len(files) == len(records)
+    looked_at = "all" if all_of else f"{len(files)} of"
+    said = [f"{name}: no pixel of class {', '.join(unseen)} in {looked_at} {len(records)} label maps"]
+    if pixels[IGNORED]:
+        share = 100 * pixels[IGNORED] / sum(pixels)
+        said.append(f"{share:.2g}% of the pixels are {metadata.ignore_label}, which is ignored and no class")
+    if unreadable:
+        said.append(f"{len(unreadable)} cannot be used, such as: {unreadable[0]}")
+    level = logging.WARNING if all_of else logging.INFO
+    log_first_n(level, "; ".join(said), name=_logger.name, key="message")
+
+
+@lru_cache(maxsize=8)  # a test set is loaded for every evaluation
+def _count_pixels(files: tuple[str, ...], num_classes: int, ignore_label: int) -> tuple[list[int], list[str]]:
+    """Pixels by class, until all classes were seen, and what is wrong with the maps that cannot be used."""
+    pixels, unreadable = np.zeros(256, np.int64), []
+    for file in files:
+        try:
+            pixels += np.bincount(read_labels(file, num_classes, ignore_label).ravel(), minlength=256)
+        except ValueError as error:
+            unreadable.append(str(error))
+        if pixels[:num_classes].all():
+            break
+    return pixels.tolist(), unreadable
 
 
 def semantic_dicts(names: str | Sequence[str]) -> list[dict[str, Any]]:
@@ -164,5 +213,6 @@ def semantic_dicts(names: str | Sequence[str]) -> list[dict[str, Any]]:
         found = DatasetCatalog.get(name)
         if not found:
             raise ValueError(f"dataset '{name}' has no image with a label map in {metadata.sem_seg_root}")
+        _check_labels(name, found)
         records += found
     return records
