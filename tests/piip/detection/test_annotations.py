@@ -1,4 +1,4 @@
-"""Annotation files as people have them: odd values are mended, or left out, counted and named."""
+"""Annotation files as people have them: odd values are fixed, or skipped, counted and named."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def write(folder: Path, content: Any) -> Path:
     return path
 
 
-LEFT_OUT = {  # what is odd about one of two annotations -> what is said of it
+SKIPPED = {  # what is odd about one of two annotations -> what is said of it
     "no area": ({"bbox": [1, 1, 0, 2]}, "whose box has no area"),
     "negative": ({"bbox": [1, 1, -2, 2]}, "whose box has no area"),
     "outside": ({"bbox": [9, 9, 2, 2]}, "whose box is outside the image"),
@@ -154,15 +154,15 @@ LEFT_OUT = {  # what is odd about one of two annotations -> what is said of it
             {},
         )
     },
-    "no object": (7, "that are no objects"),
-    "list": ([], "that are no objects"),
+    "no object": (7, "that are not JSON objects"),
+    "list": ([], "that are not JSON objects"),
 }
 
 
-@pytest.mark.parametrize("case", LEFT_OUT)
-def test_left_out(case: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("case", SKIPPED)
+def test_skipped(case: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Counted, and named with file and place, once; the other annotation is used."""
-    odd, reason = LEFT_OUT[case]
+    odd, reason = SKIPPED[case]
     odd = {**GOOD, **odd} if isinstance(odd, dict) else odd
     path = write(tmp_path, {**SOUND, "annotations": [SOUND["annotations"][1], odd]})
     register_coco("odd", path, tmp_path)
@@ -171,12 +171,12 @@ def test_left_out(case: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -
             (record,) = dataset_dicts("odd")
     assert Path(record["file_name"]).name == "b.png" and len(record["annotations"]) == 1
     (said,) = [entry.getMessage() for entry in caplog.records]
-    assert said.startswith(f"{path}: left out 1 annotations ") and reason in said
+    assert said.startswith(f"{path}: skipped 1 annotations ") and reason in said
     assert "(first: annotations[1]" in said and "\n" not in said
     assert len(COCOEvaluator("odd", distributed=False)._coco_api.anns) == 1
 
 
-MENDED = {  # what is odd about one of two annotations -> what it becomes, and what is said
+FIXED = {  # what is odd about one of two annotations -> what it becomes, and what is said
     **{
         f"crowd {value!r}": ({"iscrowd": value}, {"iscrowd": crowd}, "whose 'iscrowd' is not written 0 or 1")
         for value, crowd in (
@@ -241,15 +241,15 @@ MENDED = {  # what is odd about one of two annotations -> what it becomes, and w
 }
 
 
-@pytest.mark.parametrize("case", MENDED)
-def test_mended(case: str) -> None:
-    odd, expected, reason = MENDED[case]
+@pytest.mark.parametrize("case", FIXED)
+def test_fixed(case: str) -> None:
+    odd, expected, reason = FIXED[case]
     checked = sanitize_annotations({**SOUND, "annotations": [{**GOOD, **odd}, SOUND["annotations"][1]]})
     annotation = checked.content["annotations"][0]
     assert {key: annotation[key] for key in expected} == expected
     assert all(type(annotation[key]) is not bool for key in ("id", "iscrowd", "area"))
-    assert not checked.left_out
-    ((kind, (count, first)),) = checked.mended.items()
+    assert not checked.skipped
+    ((kind, (count, first)),) = checked.fixed.items()
     assert reason in kind and count == (2 if case == "id 3" else 1)
     assert first.startswith("annotations[0], id ") and first.endswith(" of a.png")
 
@@ -316,7 +316,7 @@ IMAGES: dict[str, tuple[Any, str]] = {
     **{f"id {id_}": ({"id": id_}, "without an id") for id_ in (None, 1.5, [], {}, True, "", HUGE)},
     "a number and a name": ({"id": "x"}, "whose id is no number as the others' are"),
     **{f"name {name}": ({"file_name": name}, "without a file name") for name in (None, "", 7, ["a"], "a\0")},
-    "number": (7, "that are no objects"),
+    "number": (7, "that are not JSON objects"),
     "twice": ({**OTHER}, "listed twice"),
 }
 
@@ -328,9 +328,9 @@ def test_images_that_cannot_be_used(case: str) -> None:
     checked = sanitize_annotations({**SOUND, "images": images})
     assert checked.content["images"] == [OTHER]
     assert [a["image_id"] for a in checked.content["annotations"]] == [2]
-    count, first = checked.left_out[f"images {reason}"]
+    count, first = checked.skipped[f"images {reason}"]
     assert count == 1 and ("images[1]" in first or "a.png" in first)
-    assert "annotations of an unknown image" in checked.left_out
+    assert "annotations of an unknown image" in checked.skipped
 
 
 @pytest.mark.parametrize("value", [128.0, "128", " 128 ", "128.0"])
@@ -340,7 +340,7 @@ def test_sizes_and_ids_in_any_form(value: Any) -> None:
     checked = sanitize_annotations({**SOUND, "images": images, "annotations": annotations})
     first, second = checked.content["images"]
     assert (first["id"], first["height"], first["width"], second["id"]) == (0, 128, 128, 2)
-    assert len(checked.content["annotations"]) == 2 and not checked.left_out
+    assert len(checked.content["annotations"]) == 2 and not checked.skipped
 
 
 def test_images_named_by_text() -> None:
@@ -351,12 +351,18 @@ def test_images_named_by_text() -> None:
     assert sanitize_annotations(content).content == content
 
 
+def test_one_file_under_two_ids_is_said() -> None:
+    """Each of the two entries may have the other's objects as background."""
+    checked = sanitize_annotations({**SOUND, "images": [IMAGE, {**OTHER, "file_name": "a.png"}]})
+    assert checked.remarks == ["1 files are listed under several image ids (first: a.png)"]
+
+
 def test_images_with_one_id(tmp_path: Path) -> None:
     """Their annotations cannot be told apart: none of them is used."""
     clash = {**OTHER, "id": 1}
     checked = sanitize_annotations({**SOUND, "images": [IMAGE, clash, OTHER]})
     assert checked.content["images"] == [OTHER]
-    assert {kind: count for kind, (count, _) in checked.left_out.items()} == {
+    assert {kind: count for kind, (count, _) in checked.skipped.items()} == {
         "images with the id of another": 2,
         "annotations of an unknown image": 1,
     }
@@ -380,7 +386,7 @@ def test_categories_are_told_apart(categories: Any, expected: Any) -> None:
     checked = sanitize_annotations({**SOUND, "categories": categories})
     found = {category["id"]: category["name"] for category in checked.content["categories"]}
     assert len(set(found.values())) == len(categories) and (expected is ANY or found == expected)
-    assert any("categories" in kind for kind in checked.mended)
+    assert any("categories" in kind for kind in checked.fixed)
 
 
 NOT_COCO: dict[str, tuple[Any, str]] = {
@@ -480,7 +486,7 @@ READINGS = {
 @pytest.mark.parametrize("masks", [True, False])
 def test_boxes_of_another_format_are_said(reading: str, masks: bool) -> None:
     checked = sanitize_annotations(boxes_file(READINGS[reading], masks))
-    assert not checked.left_out and not checked.mended
+    assert not checked.skipped and not checked.fixed
     if not masks and "centre" in reading:  # nothing tells them
         return
     (remark,) = checked.remarks
@@ -500,11 +506,11 @@ def test_nothing_is_said_of_right_boxes(masks: bool) -> None:
 
 
 def test_no_image_to_use(tmp_path: Path) -> None:
-    """Said before training, with what was left out."""
+    """Said before training, with what was skipped."""
     path = write(tmp_path, {**SOUND, "images": [{**IMAGE, "width": None}]})
     register_coco("none", path, tmp_path)
     with pytest.raises(
-        ValueError, match=r"annotations\.json cannot be used: .*; left out 1 images whose height"
+        ValueError, match=r"annotations\.json cannot be used: .*; skipped 1 images whose height"
     ):
         dataset_dicts("none", filter_empty=False)
     path = write(tmp_path, {**SOUND, "annotations": []})

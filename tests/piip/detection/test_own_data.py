@@ -411,14 +411,14 @@ def test_both_sets_are_checked_before_training(
         image["width"] = None
     path.write_text(json.dumps(content))
     with pytest.raises(
-        ValueError, match=rf"_{split}\.json has no image that can be used; left out \d+ images whose height"
+        ValueError, match=rf"_{split}\.json has no image that can be used; skipped \d+ images whose height"
     ):
         use_custom_dataset(cfg, data, train=True)
     # the same without --data
     path = tmp_path / "datasets/shapes/instances_val.json"
     path.write_text(path.read_text().replace('"width": 64', '"width": null'))
     cfg = load_config(str(QUICK_CONFIG), [f"train.output_dir={tmp_path / 'output'}"])
-    with pytest.raises(ValueError, match=r"instances_val\.json cannot be used: .*left out 4 images"):
+    with pytest.raises(ValueError, match=r"instances_val\.json cannot be used: .*skipped 4 images"):
         train(cfg)
     assert not list(tmp_path.glob("output/*.pth"))
 

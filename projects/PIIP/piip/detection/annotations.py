@@ -1,7 +1,7 @@
 """COCO and LVIS annotation files, checked before anything else reads them.
 
-What is plainly meant is mended, what nothing can be learned or measured from is left out. Both are counted
-by kind, with the first case of each.
+Values with an obvious meaning are fixed, unusable entries are skipped. Both are counted by kind, with the
+first case of each.
 """
 
 from __future__ import annotations
@@ -59,19 +59,19 @@ class SanitizedAnnotations:
 
     Attributes:
         content: sections "images", "categories" and, unless the file is that of a test set, "annotations".
-        left_out: entries that cannot be used.
-        mended: entries that could be read all the same.
+        skipped: entries that cannot be used.
+        fixed: entries that could be read all the same.
         remarks: sentences on what is doubtful and was left as it is.
     """
 
     content: dict[str, Any]
-    left_out: Findings = field(default_factory=Findings)
-    mended: Findings = field(default_factory=Findings)
+    skipped: Findings = field(default_factory=Findings)
+    fixed: Findings = field(default_factory=Findings)
     remarks: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
         """One line; empty where nothing was found."""
-        counts = {"left out": self.left_out, "mended": self.mended}
+        counts = {"skipped": self.skipped, "fixed": self.fixed}
         return "; ".join([*(f"{verb} {found}" for verb, found in counts.items() if found), *self.remarks])
 
 
@@ -109,7 +109,7 @@ def read_json(path: str | os.PathLike[str]) -> Any:
 def sanitize_annotations(content: Any) -> SanitizedAnnotations:
     """COCO annotations of which every value has the type and range that training and evaluation expect.
 
-    Left out are
+    Skipped are
 
     - images without a file name, an id or a possible size, those listed twice, and all that share an id;
     - annotations that repeat another one, of no known image or category, whose box is no four numbers of
@@ -117,7 +117,7 @@ def sanitize_annotations(content: Any) -> SanitizedAnnotations:
     - where any annotation has a mask: those without one, and those whose mask is malformed, empty or of
       another size than the image.
 
-    Mended are
+    Fixed are
 
     - numbers written as text (``"128"``) or with a decimal point (``128.0``), "iscrowd" as text or null;
     - annotations that share an id, have none, or 0 (COCO's evaluation takes 0 for "no match"): all are
@@ -144,7 +144,7 @@ def sanitize_annotations(content: Any) -> SanitizedAnnotations:
         if not isinstance(content.get(section), list):
             raise ValueError(f"it has no list '{section}'")
     result = SanitizedAnnotations({**content})
-    result.content["categories"] = categories = _categories(content["categories"], result.mended)
+    result.content["categories"] = categories = _categories(content["categories"], result.fixed)
     images = _images(content["images"], result)
     result.content["images"] = list(images.values())
     if "annotations" in content:
@@ -163,7 +163,7 @@ def _replaced(entry: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
     return {**entry, **values}
 
 
-def _categories(entries: list[Any], mended: Findings) -> list[dict[str, Any]]:
+def _categories(entries: list[Any], fixed: Findings) -> list[dict[str, Any]]:
     """The categories, each of its own id and name.
 
     Raises:
@@ -183,7 +183,7 @@ def _categories(entries: list[Any], mended: Findings) -> list[dict[str, Any]]:
             )
         categories.append(_replaced(entry, {"id": id_, "name": str(name)}))
         if categories[-1] is not entry:
-            mended.add("categories whose id or name was written differently", _shown(entry))
+            fixed.add("categories whose id or name was written differently", _shown(entry))
     ids = Counter(category["id"] for category in categories)
     if twice := [id_ for id_, count in ids.items() if count > 1]:
         raise ValueError(f"two categories have the same id {twice[0]}")
@@ -193,7 +193,7 @@ def _categories(entries: list[Any], mended: Findings) -> list[dict[str, Any]]:
             return categories
         for position, category in enumerate(categories):
             if names[name := category["name"]] > 1:
-                mended.add("categories with the name of another, told apart by their ids", f"'{name}'")
+                fixed.add("categories with the name of another, told apart by their ids", f"'{name}'")
                 categories[position] = {**category, "name": f"{name} (id {category['id']})"}
 
 
@@ -212,31 +212,36 @@ def _images(entries: list[Any], result: SanitizedAnnotations) -> dict[Any, dict[
         try:
             image = _image(entry)
         except UnusableError as reason:
-            result.left_out.add(f"images {reason}", f"{where} {_shown(entry)}")
+            result.skipped.add(f"images {reason}", f"{where} {_shown(entry)}")
             continue
         where += f" {image['file_name']}"
         if image is not entry:
-            result.mended.add(f"images {_RETYPED}", where)
+            result.fixed.add(f"images {_RETYPED}", where)
         first = images.setdefault(image["id"], image)
         if first is not image and first["file_name"] == image["file_name"]:
-            result.left_out.add("images listed twice", where)
+            result.skipped.add("images listed twice", where)
         elif first is not image:
             kind = "images with the id of another"
             if image["id"] not in ambiguous:
-                result.left_out.add(kind, f"{first['file_name']}, id {image['id']}")
-            result.left_out.add(kind, where)
+                result.skipped.add(kind, f"{first['file_name']}, id {image['id']}")
+            result.skipped.add(kind, where)
             ambiguous.add(image["id"])
+    files = Counter(image["file_name"] for image in images.values())
+    if repeated := [file for file, count in files.items() if count > 1]:
+        result.remarks.append(
+            f"{len(repeated)} files are listed under several image ids (first: {repeated[0]})"
+        )
     texts = [id_ for id_ in images if isinstance(id_, str)]
     if len(texts) < len(images):  # NumPy, which evaluation sorts them by, would make all of them text
         for id_ in texts:
-            result.left_out.add("images whose id is no number as the others' are", _shown(images[id_]))
+            result.skipped.add("images whose id is no number as the others' are", _shown(images[id_]))
         ambiguous.update(texts)
     return {id_: image for id_, image in images.items() if id_ not in ambiguous}
 
 
 def _image(entry: Any) -> dict[str, Any]:
     if not isinstance(entry, dict):
-        raise UnusableError("that are no objects")
+        raise UnusableError("that are not JSON objects")
     name = entry.get("file_name")
     if not isinstance(name, str) or not name or "\0" in name:
         raise UnusableError("without a file name")
@@ -275,9 +280,9 @@ def _annotations(
         return f"annotations[{position}]{described}"
 
     for position, entry in enumerate(entries):
-        mended: list[str] = []
+        fixed: list[str] = []
         try:
-            annotation, extent = _annotation(entry, images, categories, mended)
+            annotation, extent = _annotation(entry, images, categories, fixed)
             if with_masks and extent is None:
                 raise UnusableError("without a mask")
             if annotation["id"] is not None:
@@ -289,30 +294,30 @@ def _annotations(
                     raise UnusableError("that repeat another")
                 seen.add(described)
         except UnusableError as reason:
-            result.left_out.add(f"annotations {reason}", where(position))
+            result.skipped.add(f"annotations {reason}", where(position))
             continue
-        for kind in dict.fromkeys(mended):
-            result.mended.add(f"annotations {kind}", where(position))
+        for kind in dict.fromkeys(fixed):
+            result.fixed.add(f"annotations {kind}", where(position))
         kept.append(annotation)
         extents.append(extent)
         positions.append(position)
     ids = Counter(annotation["id"] for annotation in kept)
     if renumbered := [p for p, a in zip(positions, kept, strict=True) if not a["id"] or ids[a["id"]] > 1]:
         for position in renumbered:
-            result.mended.add("annotations whose id is missing, 0 or that of another", where(position))
+            result.fixed.add("annotations whose id is missing, 0 or that of another", where(position))
         kept = [{**annotation, "id": number} for number, annotation in enumerate(kept, start=1)]
-    doubtful, first = _doubts(kept, extents, images)
+    doubtful, first = _box_format(kept, extents, images)
     if doubtful:
         result.remarks.append(f"{doubtful} (first: {where(positions[first])}); {_EXPECTED}")
     return kept
 
 
 def _annotation(
-    entry: Any, images: dict[Any, dict[str, Any]], categories: set[int], mended: list[str]
+    entry: Any, images: dict[Any, dict[str, Any]], categories: set[int], fixed: list[str]
 ) -> tuple[Annotation, tuple[float, ...] | None]:
     """An annotation as it should be, and the box around its mask; the entry itself where it is so already."""
     if not isinstance(entry, dict):
-        raise UnusableError("that are no objects")
+        raise UnusableError("that are not JSON objects")
     image_id, category_id = _image_id(entry.get("image_id")), whole_number(entry.get("category_id"))
     if (image := images.get(image_id)) is None:
         raise UnusableError("of an unknown image")
@@ -323,16 +328,16 @@ def _annotation(
     values |= {key: value for key, value in (("id", id_), ("area", area)) if value is not None}
     annotation = _replaced(entry, values)
     if annotation is not entry:
-        mended.append(_RETYPED)
-    annotation = _replaced(annotation, {"id": id_, "iscrowd": _crowd(entry, mended)})
-    mask, extent = check_mask(entry.get("segmentation"), image, mended)
+        fixed.append(_RETYPED)
+    annotation = _replaced(annotation, {"id": id_, "iscrowd": _crowd(entry, fixed)})
+    mask, extent = check_mask(entry.get("segmentation"), image, fixed)
     if mask is not None and mask is not entry["segmentation"]:
         annotation = {**annotation, "segmentation": mask}
     keypoints = entry.get("keypoints") or []
     if not isinstance(keypoints, list) or len(keypoints) % 3 or None in map(finite_number, keypoints):
         raise UnusableError("whose keypoints are no triples of numbers")
     if area is None or not 0 <= area <= LARGEST_IMAGE:
-        mended.append("without an area")
+        fixed.append("without an area")
         width, height = annotation["bbox"][2:]
         annotation = {**annotation, "area": mask_area(mask, image) if mask else float(width * height)}
     return annotation, extent
@@ -352,28 +357,28 @@ def _box(value: Any, image: dict[str, Any]) -> list[float]:
     return box
 
 
-def _crowd(entry: Annotation, mended: list[str]) -> int:
+def _crowd(entry: Annotation, fixed: list[str]) -> int:
     value = entry.get("iscrowd", 0)
     if "iscrowd" not in entry:
-        mended.append("that do not say whether they are a crowd")
+        fixed.append("that do not say whether they are a crowd")
     elif type(value) is not int:
-        mended.append("whose 'iscrowd' is not written 0 or 1")
+        fixed.append("whose 'iscrowd' is not written 0 or 1")
     try:
         crowd = _CROWD[value.strip().lower() if isinstance(value, str) else value]
     except (KeyError, TypeError) as error:
         raise UnusableError("whose 'iscrowd' is neither 0 nor 1") from error
     if entry.get("ignore") in (1, "1", "true") and not crowd:
-        mended.append("to be ignored, which became crowds")
+        fixed.append("to be ignored, which became crowds")
         return 1
     return crowd
 
 
-def _doubts(
+def _box_format(
     annotations: list[Annotation],
     extents: Sequence[tuple[float, ...] | None],
     images: dict[Any, dict[str, Any]],
 ) -> tuple[str, int]:
-    """What lets doubt that boxes have COCO's format, if anything, and the number of the first such box."""
+    """Why boxes seem to have another format than COCO's, and the index of the first such box."""
     if not annotations:
         return "", 0
     boxes = np.array([annotation["bbox"] for annotation in annotations], dtype=np.float64)

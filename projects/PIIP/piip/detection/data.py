@@ -89,7 +89,7 @@ def describe_classes(name: str, categories: Sequence[Mapping[str, Any]]) -> None
 
 
 def _records(name: str, image_root: str, checked: SanitizedAnnotations) -> list[dict[str, Any]]:
-    """A dataset in Detectron2's standard format; the log says once what was left out and mended."""
+    """A dataset in Detectron2's standard format; the log says once what was skipped and fixed."""
     metadata = MetadataCatalog.get(name)
     _findings[name] = str(checked)
     if str(checked):

@@ -25,13 +25,13 @@ _CORNERS = 3  # of the smallest polygon
 Box = tuple[float, ...]
 
 
-def check_mask(value: Any, image: dict[str, Any], mended: list[str]) -> tuple[Any, Box | None]:
+def check_mask(value: Any, image: dict[str, Any], fixed: list[str]) -> tuple[Any, Box | None]:
     """Check the mask of an annotation.
 
     Args:
         value: its "segmentation".
         image: its image, whose "height" and "width" are known to be whole numbers.
-        mended: what was mended is added here, as a clause behind "annotations".
+        fixed: what was fixed is added here, as a clause behind "annotations".
 
     Returns:
         Polygons ``[[x1, y1, x2, y2, ...], ...]`` or compressed run lengths, `value` itself where it has that
@@ -54,9 +54,9 @@ def check_mask(value: Any, image: dict[str, Any], mended: list[str]) -> tuple[An
     if not polygons:
         raise UnusableError("without a mask")
     if len(polygons) < len(read):
-        mended.append("with polygons of fewer than three corners, which were removed")
+        fixed.append("with polygons of fewer than three corners, which were removed")
     if rings is not value or any(polygon is not ring for polygon, ring in zip(read, rings, strict=True)):
-        mended.append("with polygons in another form than [[x1, y1, x2, y2, ...], ...]")
+        fixed.append("with polygons in another form than [[x1, y1, x2, y2, ...], ...]")
     elif len(polygons) == len(read):
         polygons = value
     left, top = (min(min(polygon[axis::2]) for polygon in polygons) for axis in (0, 1))

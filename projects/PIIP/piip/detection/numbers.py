@@ -11,7 +11,7 @@ _LARGEST = 2**53  # beyond it, JSON's numbers are not exact
 
 
 class UnusableError(ValueError):
-    """Why an entry is left out, as a clause behind "images" or "annotations"."""
+    """Why an entry is skipped, as a clause behind "images" or "annotations"."""
 
 
 def whole_number(value: Any) -> int | None:
@@ -33,4 +33,5 @@ def finite_number(value: Any) -> float | None:
             value = float(value)
         except ValueError:
             return None
-    return value if type(value) in (int, float) and -math.inf < value < math.inf else None
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return value if is_number and -math.inf < value < math.inf else None
