@@ -19,7 +19,9 @@ from ..branches.timm_vit import build_timm
 from ..resizing import resize_bicubic
 from .converters.backbone import convert_backbone
 from .files.download import local_path
-from .files.tensors import check_values, read_file, state_dict_of
+from .differences import check_values
+from .files.state_dict import state_dict_of
+from .files.tensors import read_file
 
 __all__ = [
     "FAMILIES",
@@ -295,8 +297,9 @@ def convert_branch(state: Mapping[str, Tensor], branch: Branch, family: Family, 
             numbers.
     """
     fitted = fit_branch(state, branch, family, origin)
-    check_values(fitted, origin)
-    return {key: value.float() for key, value in (branch.state_dict() | fitted).items()}
+    own = branch.state_dict()
+    check_values(fitted, origin, own)
+    return {key: value.float() for key, value in (own | fitted).items()}
 
 
 def convert_head(state: Mapping[str, Tensor], family: Family, origin: str) -> dict[str, State]:

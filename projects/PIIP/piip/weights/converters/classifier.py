@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from ..files.tensors import check_values
+from ..differences import check_values
 from .backbone import convert_backbone, to_official_backbone
 
 __all__ = ["convert_classifier", "is_official_classifier", "to_official_classifier"]

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 
 from torch import Tensor
 
-from ..files.tensors import check_values
+from ..differences import check_values
 from .backbone import convert_backbone, to_official_backbone
 
 __all__ = ["convert_detector", "is_official", "to_official_detector"]

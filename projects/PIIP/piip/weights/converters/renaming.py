@@ -8,7 +8,7 @@ from functools import cache
 
 from torch import Tensor
 
-from ..files.tensors import check_finite
+from ..differences import check_values
 
 __all__ = ["Pair", "invert", "rename_all"]
 
@@ -53,5 +53,5 @@ def rename_all(
     if unknown := [key for key, name in names.items() if name is None]:
         raise ValueError(f"{problem}, {len(unknown)} keys are unknown: {', '.join(unknown)}")
     renamed = {name: state[key] for key, name in names.items() if name is not None}
-    check_finite(renamed, origin)
+    check_values(renamed, origin)
     return renamed

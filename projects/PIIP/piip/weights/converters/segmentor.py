@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from ..files.tensors import check_finite
+from ..differences import check_values
 from .backbone import convert_backbone, to_official_backbone
 
 __all__ = ["convert_segmentor", "to_official_segmentor"]
@@ -43,7 +43,7 @@ def convert_segmentor(state: Mapping[str, Tensor], origin: object = "the checkpo
         raise ValueError(f"{origin}: {error}") from error
     converted = {_BACKBONE + name: tensor for name, tensor in backbone.items()}
     converted |= {f"heads.{key}": value for key, value in state.items() if key.startswith(_HEADS)}
-    check_finite(converted, origin)
+    check_values(converted, origin)
     return converted
 
 

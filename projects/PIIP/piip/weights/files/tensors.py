@@ -1,182 +1,140 @@
-"""Reads files of weights without trusting them: tensors and plain containers, nothing that runs code."""
+"""Reads and writes files of tensors. Reading runs no code and takes no more memory than the file's size."""
 
 from __future__ import annotations
 
-import math
 import os
 import pickle
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from .atomic import atomic
+from .state_dict import MAX_ENTRIES, state_dict_of
 
-__all__ = ["check_values", "read_file", "read_state", "same_content", "state_dict_of", "unwrap", "write_file"]
+__all__ = ["read_file", "read_state", "reading", "same_content", "write_file"]
 
-_CONTAINERS = ("state_dict", "model_state", "model", "module")
-_MAX_ENTRIES = 100_000  # the largest published detector has 3000
 _MAX_EXPANSION = 4  # archives of weights are stored, or compressed to no less than a half
+_MAX_REASON = 300  # characters
+_FOREIGN = {  # how files begin that hold no weights
+    b"version https://git-lfs": "a pointer of Git LFS: run git lfs pull",
+    b"\x93NUMPY": "a single NumPy array: expected .npz, arrays by name",
+    b"\x89HDF": "an HDF5 file",
+    b"GGUF": "a GGUF file",
+    b"%PDF": "a PDF",
+    b"\x1f\x8b": "compressed by gzip: unpack it",
+    b"BZh": "compressed by bzip2: unpack it",
+    b"\xfd7zXZ": "compressed by xz: unpack it",
+    b"\x28\xb5\x2f\xfd": "compressed by Zstandard: unpack it",
+    b"7z\xbc\xaf": "a 7z archive: unpack it",
+}
 
 
-def _is_zip(path: Path) -> bool:
-    """Whether a file begins as an archive does, which one that was cut off still does."""
+def _format(path: Path) -> str:
+    """ "zip", "safetensors" or "pickle", by how a file begins, whatever its suffix.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is none of these.
+    """
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder: expected a file of weights")
+    if not path.is_file():
+        what = "is no regular file" if path.exists() else "does not exist"
+        raise FileNotFoundError(f"file of weights {path} {what}: check the path")
     with path.open("rb") as file:
-        return file.read(4) == b"PK\x03\x04"
+        head = file.read(512)
+    if head.startswith(b"PK\x03\x04"):  # which an archive that was cut off does, too
+        return "zip"
+    if head[8:9] == b"{":
+        return "safetensors"
+    if head.startswith(b"\x80"):
+        return "pickle"
+    what = next((what for magic, what in _FOREIGN.items() if head.startswith(magic)), "")
+    if not head:
+        what = "empty: fetch it again"
+    elif head[257:262] == b"ustar":
+        what = "a tar archive: unpack it"
+    elif head.lstrip().startswith(b"<"):
+        what = "a web page: the address it came from is not that of the file"
+    elif head.lstrip().startswith((b"{", b"[")) or (not what and head.isascii()):
+        what = "a text"
+    raise ValueError(
+        f"{path} is {what or 'of no known format'}: expected .pth of PyTorch, .safetensors or .npz"
+    )
 
 
-def _check_archive(path: Path) -> None:
-    """Refuse an archive that is cut off, or that would unpack to far more than its own size."""
+@contextmanager
+def reading(path: object) -> Iterator[None]:
+    """Turn what parsers raise on damaged bytes, which may be anything, into a `ValueError` of one line."""
     try:
-        with zipfile.ZipFile(path) as archive:
-            entries = archive.infolist()
-    except zipfile.BadZipFile as error:
-        raise ValueError(f"{path} cannot be read: it is cut off or damaged ({error})") from error
-    unpacked, size = sum(entry.file_size for entry in entries), path.stat().st_size
-    if len(entries) > _MAX_ENTRIES or unpacked > _MAX_EXPANSION * size:
-        raise ValueError(
-            f"{path} cannot be read: its {size} bytes hold {len(entries)} entries of {unpacked} bytes in "
-            f"all, expected at most {_MAX_ENTRIES} entries and {_MAX_EXPANSION} times the size of the file"
-        )
-
-
-def _read_torch(path: Path, mmap: bool) -> Any:
-    if _is_zip(path):
-        _check_archive(path)
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap and _is_zip(path))
+        yield
+    except OSError:
+        raise
     except pickle.UnpicklingError as error:
         reason = next((line for line in str(error).splitlines() if "GLOBAL" in line or "class" in line), "")
         raise ValueError(
             f"{path} cannot be read: it is cut off, or holds more than tensors and plain containers, which "
             f"could run code; torch.load must take it with weights_only=True. {reason}".rstrip()
         ) from error
-    except (EOFError, LookupError, RuntimeError, TypeError, ValueError) as error:  # of damaged files
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise ValueError(f"{path} cannot be read: {reason}") from error
+    except Exception as error:  # noqa: BLE001  (of damaged bytes)
+        reason = " ".join(str(error).split())[:_MAX_REASON] or type(error).__name__
+        raise ValueError(f"{path} cannot be read: it is cut off or damaged ({reason})") from error
 
 
-def _read_npz(path: Path) -> dict[str, Tensor]:
-    _check_archive(path)
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            return {key: torch.from_numpy(arrays[key]) for key in arrays.files}
-    except (EOFError, OSError, TypeError, ValueError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} cannot be read as NumPy arrays ({error})") from error
+def _check_archive(path: Path) -> bool:
+    """Whether an archive holds NumPy arrays. One that unpacks to far more than its own size is refused."""
+    with reading(path), zipfile.ZipFile(path) as archive:
+        entries = archive.infolist()
+    unpacked, size = sum(entry.file_size for entry in entries), path.stat().st_size
+    if len(entries) > MAX_ENTRIES or unpacked > _MAX_EXPANSION * size:
+        raise ValueError(
+            f"{path} cannot be read: its {size} bytes hold {len(entries)} entries of {unpacked} bytes in "
+            f"all, expected at most {MAX_ENTRIES} entries and {_MAX_EXPANSION} times the size of the file"
+        )
+    arrays = [entry.filename.endswith(".npy") for entry in entries]
+    if not any(arrays) and not any(entry.filename.endswith("data.pkl") for entry in entries):
+        raise ValueError(f"{path} is an archive without tensors: expected a .pth of PyTorch, or .npz")
+    return all(arrays)
 
 
 def read_file(path: str | os.PathLike[str], *, mmap: bool = False) -> Any:
-    """What a file of weights holds: a dict of tensors for ``.safetensors`` and ``.npz``, else what was saved.
+    """The content of a file of weights: of safetensors and NumPy tensors by name, else what was saved.
 
     Args:
-        path: the file.
-        mmap: leave tensors of a ``.pth`` on disk until they are looked at, where its format can.
+        path: ``.pth``, ``.safetensors`` or ``.npz``; the content decides, not the suffix.
+        mmap: map tensors of a ``.pth`` into memory rather than read them, if its format allows.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is damaged, or holds anything but tensors and plain containers.
+        ValueError: it is damaged, of another format, or holds anything but tensors and plain containers.
     """
     path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"file of weights {path} does not exist: check the path")
-    if path.suffix == ".safetensors":
-        try:
+    kind = _format(path)
+    is_numpy = kind == "zip" and _check_archive(path)
+    with reading(path):
+        if kind == "safetensors":
             return load_file(path)
-        except SafetensorError as error:
-            raise ValueError(f"{path} is cut off or no safetensors file ({error}): fetch it again") from error
-    return _read_npz(path) if path.suffix == ".npz" else _read_torch(path, mmap)
-
-
-def unwrap(content: Any) -> Any:
-    """The state dict in the usual containers, at most two deep, without data parallelism's prefix."""
-    for _ in range(2):
-        if isinstance(content, Mapping):
-            inner = next(
-                (content[name] for name in _CONTAINERS if isinstance(content.get(name), Mapping)), None
-            )
-            content = content if inner is None else inner
-    if isinstance(content, Mapping) and content and all(str(key).startswith("module.") for key in content):
-        content = {key.removeprefix("module."): value for key, value in content.items()}
-    return content
-
-
-def state_dict_of(content: Any, path: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """The tensors of a state dict, by name, from what a file of any common layout holds.
-
-    Unwraps ``state_dict``, ``model`` and ``module`` (DeepSpeed) and removes the prefix ``module.``.
-
-    Args:
-        content: what :func:`read_file` returned.
-        path: of the file, for errors.
-
-    Raises:
-        ValueError: there is no state dict, or one with anything but sound tensors.
-    """
-    content = unwrap(content)
-    if not isinstance(content, Mapping) or not content:
-        raise ValueError(
-            f"{path} holds no state dict: expected tensors by name, got {type(content).__name__}"
-        )
-    if len(content) > _MAX_ENTRIES:
-        raise ValueError(
-            f"{path} holds {len(content)} tensors, expected at most {_MAX_ENTRIES}: is it a model?"
-        )
-    for key, value in content.items():
-        if not isinstance(key, str) or not isinstance(value, Tensor):
-            raise ValueError(
-                f"{path}: entry {key!r} is a {type(value).__name__}, expected tensors by name only"
-            )
-        if value.numel() * value.element_size() > value.untyped_storage().nbytes():
-            raise ValueError(
-                f"{path}: tensor {key} claims shape {tuple(value.shape)} but holds only "
-                f"{value.untyped_storage().nbytes()} bytes: the file is damaged, or made to fill the memory"
-            )
-    return dict(content)
+        if is_numpy:
+            with np.load(path, allow_pickle=False) as arrays:
+                return {key: torch.from_numpy(arrays[key]) for key in arrays.files}
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap and kind == "zip")
 
 
 def read_state(path: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """:func:`state_dict_of` what is in a file.
+    """:func:`.state_dict.state_dict_of` a file.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: it cannot be read, or holds no sound state dict.
     """
     return state_dict_of(read_file(path), path)
-
-
-def check_values(state: Mapping[str, Tensor], origin: object) -> None:
-    """Refuse weights that are no finite floating-point numbers.
-
-    Args:
-        state: name -> tensor; tensors on the meta device have no values to check.
-        origin: what to name in the error, such as the file.
-
-    Raises:
-        ValueError: naming the file, the first such tensor and what is in it.
-    """
-    for key, tensor in state.items():
-        if not tensor.is_floating_point():
-            raise ValueError(f"{origin}: {key} is of {tensor.dtype}, expected a floating-point type")
-    check_finite(state, origin)
-
-
-def check_finite(state: Mapping[str, Tensor], origin: object) -> None:
-    """Refuse weights that are infinite or NaN; counters and tensors on the meta device are left alone.
-
-    Raises:
-        ValueError: naming the file and the first such tensor.
-    """
-    for key, tensor in state.items():
-        if not tensor.is_floating_point() or tensor.is_meta:
-            continue
-        if not math.isfinite(tensor.sum(dtype=torch.float64)):
-            raise ValueError(f"{origin}: {key} holds NaN or infinite values: it is not a trained model")
 
 
 def same_content(a: object, b: object) -> bool:
@@ -190,21 +148,29 @@ def same_content(a: object, b: object) -> bool:
     return a == b
 
 
+def _without_sharing(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors that share no memory, which safetensors does not store."""
+    seen: set[int] = set()
+    alone = {}
+    for key, tensor in state.items():
+        memory = tensor.untyped_storage().data_ptr()
+        alone[key] = tensor.clone() if memory in seen else tensor.contiguous()
+        seen.add(memory)
+    return alone
+
+
 def write_file(content: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
-    """Save a dict to ``path``, whole or not at all (see :func:`atomic`).
+    """Save a dict atomically (see :func:`.atomic.atomic`).
 
     Args:
         content: tensors by name; for any other suffix than ``.safetensors`` anything torch.save takes.
         path: ``.safetensors`` or ``.pth``.
 
     Raises:
-        OSError: the disk takes no more; what was there before is as it was.
+        OSError: the disk is full or refuses; the old file is unchanged.
     """
     with atomic(path) as file:
         if Path(path).suffix == ".safetensors":
-            try:
-                save_file({key: tensor.contiguous() for key, tensor in content.items()}, file.path)
-            except SafetensorError as error:
-                raise OSError(str(error)) from error
+            save_file(_without_sharing(content), file.path)
         else:
             torch.save(dict(content), file)
