@@ -23,10 +23,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise ValueError(f"{args.target} must end in .safetensors")
 
     from piip.engine.checkpoints.sharded_checkpoint import whole_state
-    from piip.weights.files.tensors import check_finite, write_file
+    from piip.weights.differences import check_values
+    from piip.weights.files.tensors import write_file
 
     state = whole_state(args.checkpoint, "ema" if args.ema else "model")
-    check_finite(state, args.checkpoint)
+    check_values(state, args.checkpoint, state)
     write_file(state, Path(args.target))
     numbers = sum(tensor.numel() for tensor in state.values())
     print(f"{args.target}: {len(state)} tensors, {numbers / 1e6:.2f} M numbers")

@@ -169,7 +169,9 @@ class ViTBranch(Branch):
             if table is not None:
                 nn.init.trunc_normal_(table, std=0.02)
         if weight_init == "xavier":
-            nn.init.xavier_uniform_(self.patch_embed.proj.weight.flatten(1))
+            kernel = self.patch_embed.proj.weight
+            with torch.no_grad():  # flattening copies what is not contiguous
+                kernel.copy_(nn.init.xavier_uniform_(kernel.flatten(1)).view(kernel.shape))
         for module in (module for block in self.blocks for module in block.modules()):
             if isinstance(module, nn.Linear):
                 if weight_init == "xavier":

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from ..weights.converters.classifier import convert_classifier, is_official_classifier
-from ..weights.differences import differences
+from ..weights.differences import check_values, differences
 from ..weights.files.download import local_path
-from ..weights.files.tensors import check_finite, read_file, state_dict_of, write_file
+from ..weights.files.state_dict import state_dict_of
+from ..weights.files.tensors import read_file, write_file
 
 __all__ = ["Folder", "Weights", "load_weights", "num_classes_of", "read_weights"]
 
@@ -47,12 +48,11 @@ def read_weights(path: str, *, averaged: bool = False) -> Weights:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it cannot be read, or holds values that are not finite, or no average where that is asked
-            for.
+        ValueError: it cannot be read, or has no average where that is asked for.
     """
     file = local_path(path)
     content = read_file(file)
-    classes: list[str] = content.get(CLASSES, []) if isinstance(content, dict) else []
+    classes = content.get(CLASSES) if isinstance(content, dict) else None
     if averaged:
         if not isinstance(content, dict) or "ema" not in content:
             raise ValueError(f"{path} holds no averaged weights: it was trained without train.ema")
@@ -60,8 +60,7 @@ def read_weights(path: str, *, averaged: bool = False) -> Weights:
     state = state_dict_of(content, path)
     if is_official_classifier(state):
         state = convert_classifier(state, path)
-    check_finite(state, path)
-    return Weights(state, classes)
+    return Weights(state, list(classes) if isinstance(classes, list | tuple) else [])
 
 
 def num_classes_of(weights: Weights, origin: str) -> int:
@@ -90,7 +89,7 @@ def load_weights(model: nn.Module, weights: Weights, origin: str, *, restart_hea
         Names of the tensors that were left.
 
     Raises:
-        ValueError: naming the tensors that differ.
+        ValueError: naming the tensors that differ, or the first that holds what the model cannot.
     """
     own, state = model.state_dict(), weights.state
     left = [
@@ -105,6 +104,7 @@ def load_weights(model: nn.Module, weights: Weights, origin: str, *, restart_hea
     state = {**state, **{key: own[key] for key in left}}
     if problems := differences(state, own, shown=_SHOWN):
         raise ValueError(f"{origin} does not fit the model ({'; '.join(problems)}): give its own config")
+    check_values(state, origin, own)
     model.load_state_dict(state)
     return left
 

@@ -13,13 +13,13 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 
 from ..backbone import PIIP
+from ..classification.checkpoint import load_weights, read_weights
 from ..classification.classifier import PIIPClassifier
 from ..detection.dino.detector import DINODetector
 from ..engine.checkpoints.checkpoint import Checkpointer
 from ..engine.data.custom_data import follow_weights
 from ..engine.train import build_model
 from ..segmentation.segmentor import Segmentor
-from ..weights.files.tensors import read_state
 from .classifier import ExportableClassifier
 from .dino import ExportableDINO
 from .errors import ExportError
@@ -150,10 +150,7 @@ def load_exportable(cfg: DictConfig, weights: str) -> Exportable:
     follow_weights(cfg, weights)
     model = build_model(cfg).eval().requires_grad_(False)
     if isinstance(model, PIIPClassifier):
-        try:
-            model.load_state_dict(read_state(weights))
-        except RuntimeError as error:
-            raise ValueError(f"{weights} holds another model: {' '.join(str(error).split())}") from error
+        load_weights(model, read_weights(weights), weights)
     else:
         Checkpointer(model).load(weights)
     return exportable(model, cfg)

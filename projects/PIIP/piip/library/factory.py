@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from ..weights import model_zoo
 from ..weights.converters.backbone import convert_backbone
 from ..weights.converters.classifier import convert_classifier
+from ..weights.differences import check_values, differences
 from ..weights.files.download import local_path
-from ..weights.files.tensors import check_finite, read_state
+from ..weights.files.tensors import read_state
 from . import registry
 from .models import BranchFeatures, PublishedBackbone, PublishedClassifier, PyramidFeatures
 from .registry import list_models
@@ -23,6 +24,7 @@ from .registry import list_models
 __all__ = ["create_model", "list_models"]
 
 HUB = "hf-hub:"
+_SHOWN = 5  # keys named in an error, per kind of mismatch
 _WEIGHTS, _CONFIG = "model.safetensors", "config.json"
 
 
@@ -83,10 +85,10 @@ def create_model(
         if isinstance(model, BranchFeatures):
             classifiers = ("head.heads.", "head.head.")
             state = {key: value for key, value in state.items() if not key.startswith(classifiers)}
-        try:
-            model.load_state_dict(state)
-        except RuntimeError as error:
-            raise ValueError(f"{pretrained} holds another model: {' '.join(str(error).split())}") from error
+        if problems := differences(state, model.state_dict(), shown=_SHOWN):
+            raise ValueError(f"{pretrained} holds another model: {'; '.join(problems)}")
+        check_values(state, pretrained, model.state_dict())
+        model.load_state_dict(state)
     if (
         isinstance(model, PublishedClassifier)
         and num_classes is not None
@@ -150,7 +152,6 @@ def _read(
         path = local_path(source if files is None else str(files[1]))
     state = read_state(path)
     if any(key.startswith("piip.") for key in state):
-        check_finite(state, path)
         return state
     if entry.classifier:
         return convert_classifier(state, path)

@@ -12,6 +12,8 @@ from torch import Tensor
 from ..backbone import PIIP
 from ..classification.classifier import PIIPClassifier
 from ..neck import PyramidBackbone, published_pyramid
+from ..weights.differences import check_values
+from ..weights.files.tensors import read_state
 from . import registry
 
 __all__ = ["BranchFeatures", "PublishedBackbone", "PublishedClassifier", "PyramidFeatures"]
@@ -34,6 +36,12 @@ class _OnHub(  # type: ignore[call-arg]  # huggingface_hub is followed by no typ
     def _from_pretrained(cls, *, strict: bool = True, **options: Any) -> Any:
         # the mixin itself would ignore missing tensors
         return super()._from_pretrained(strict=strict, **options)
+
+    @classmethod
+    def _load_as_safetensor(cls, model: Any, model_file: str, map_location: str, strict: bool) -> Any:
+        # the mixin itself takes values that are not finite
+        check_values(read_state(model_file), model_file, model.state_dict())
+        return super()._load_as_safetensor(model, model_file, map_location, strict)
 
 
 def _entry(name: str, *, classifier: bool) -> registry.Entry:

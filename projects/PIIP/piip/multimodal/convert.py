@@ -13,7 +13,8 @@ from transformers import AutoConfig, AutoTokenizer, LlamaConfig
 
 from ..weights.converters import published_format
 from ..weights.converters.llava import convert_llava, to_official_llava
-from ..weights.files.tensors import read_file, state_dict_of, write_file
+from ..weights.files.state_dict import state_dict_of
+from ..weights.files.tensors import read_file, write_file
 from ..weights.multimodal_zoo import RELEASED
 from .auto import PIIPLlavaConfig, PIIPLlavaForConditionalGeneration, PIIPLlavaProcessor
 from .configuration import PIIPVisionConfig

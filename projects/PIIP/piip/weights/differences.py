@@ -44,8 +44,8 @@ def differences(
 
 def _kind(dtype: torch.dtype) -> str:
     if dtype.is_floating_point:
-        return "floating-point"
-    return "complex" if dtype.is_complex else "boolean" if dtype == torch.bool else "integer"
+        return "a floating-point"
+    return "a complex" if dtype.is_complex else "a boolean" if dtype == torch.bool else "an integer"
 
 
 def _expected(key: str, tensor: Tensor, model: Mapping[str, Tensor]) -> torch.dtype:
@@ -76,12 +76,12 @@ def check_values(
     for key, tensor in state.items():
         wanted = _expected(key, tensor, model or {})
         if _kind(tensor.dtype) != _kind(wanted):
-            raise ValueError(f"{origin}: {key} is of {tensor.dtype}, expected a {_kind(wanted)} type")
+            raise ValueError(f"{origin}: {key} is of {tensor.dtype}, expected {_kind(wanted)} type")
         if not wanted.is_floating_point or tensor.is_meta or not tensor.numel():
             continue
         values = tensor.detach()
         for value in (values if values.element_size() > 1 else values.float()).aminmax():
             if not value.isfinite():
                 raise ValueError(f"{origin}: {key} holds NaN or infinite values: it is not a trained model")
-            if not value.to(wanted).isfinite():
+            if not value.to(wanted).double().isfinite():
                 raise ValueError(f"{origin}: {key} holds {value.item():.3g}, which {wanted} does not reach")

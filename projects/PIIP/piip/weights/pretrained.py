@@ -18,8 +18,8 @@ from ..branches.base import Family
 from ..branches.timm_vit import build_timm
 from ..resizing import resize_bicubic
 from .converters.backbone import convert_backbone
-from .files.download import local_path
 from .differences import check_values
+from .files.download import local_path
 from .files.state_dict import state_dict_of
 from .files.tensors import read_file
 
@@ -249,11 +249,16 @@ def fit_branch(state: Mapping[str, Tensor], branch: Branch, family: Family, orig
         has_cls = bool(getattr(branch, "num_prefix_tokens", 0))
         kept |= token
         fitted = {k: _fit(k, v, wanted[k], has_cls) if k in wanted else v for k, v in kept.items()}
-    except (KeyError, ValueError) as error:
-        reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+    except (LookupError, RuntimeError, ValueError) as error:
+        reason = f"{error} is missing" if isinstance(error, KeyError) else " ".join(str(error).split())
         raise ValueError(f"{origin} does not hold weights of the family '{family}': {reason}") from error
     problems = [f"{k} is missing" for k in wanted if k not in fitted and not re.fullmatch(rules.optional, k)]
     problems += [f"{k} is unknown" for k in fitted if k not in wanted]
+    problems += [
+        f"{k} is of {v.dtype}, expected a floating-point type"
+        for k, v in kept.items()
+        if not v.is_floating_point()
+    ]
     problems += [
         f"{k} has shape {tuple(v.shape)}, expected {tuple(wanted[k].shape)}"
         for k, v in fitted.items()
@@ -367,10 +372,13 @@ def timm_state(branch: TimmBranch, origin: str) -> State:
     """
     assert branch.pretrained is not None
     source = branch.pretrained.source
-    given = None if source.startswith("timm:") else {"state_dict": read_source(source)}
+    given = None
+    if not source.startswith("timm:"):
+        given = {"state_dict": read_source(source)}
+        check_values(given["state_dict"], origin)
     try:
         model = build_timm(branch.name, branch.options, pretrained=True, pretrained_cfg_overlay=given)
-    except (OSError, RuntimeError) as error:
+    except (LookupError, OSError, RuntimeError, TypeError, ValueError) as error:
         reason = " ".join((str(error) or type(error).__name__).split())
         advice = "check the connection" if given is None else "give the whole model's weights, head included"
         raise ValueError(f"{origin} cannot be loaded ({reason}): {advice}") from error

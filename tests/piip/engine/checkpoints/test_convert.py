@@ -246,7 +246,7 @@ def test_what_was_never_published(tmp_path: Path) -> None:
 def test_command_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[3] / "tools"))
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[4] / "tools"))
     import convert_checkpoint as tool
 
     cfg = config()

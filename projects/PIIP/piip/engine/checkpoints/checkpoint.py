@@ -9,13 +9,15 @@ from typing import Any
 
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.utils import comm
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from ...weights.converters import published_format
-from ...weights.differences import differences
+from ...weights.differences import check_values, differences
 from ...weights.files.atomic import atomic
-from ...weights.files.tensors import check_finite, read_file, state_dict_of, unwrap, write_file
+from ...weights.files.download import is_remote, is_url, local_path
+from ...weights.files.state_dict import state_dict_of
+from ...weights.files.tensors import read_file, write_file
 
 METADATA = "metadata"
 """Key of a checkpoint under which the names of its classes are."""
@@ -36,12 +38,17 @@ def read_metadata(path: str) -> dict[str, Any]:
         FileNotFoundError: there is no such file.
         ValueError: it cannot be read.
     """
-    if "://" in path or not path.endswith(".pth"):
+    if is_remote(path) or not path.endswith(".pth"):
         return {}
-    if not os.path.isfile(path):
-        raise FileNotFoundError(f"checkpoint {path} does not exist: check the path")
-    content = read_file(path, mmap=True)
-    return content.get(METADATA, {}) if isinstance(content, dict) else {}
+    content = read_file(local_path(path), mmap=True)
+    return _metadata_of(content) if isinstance(content, dict) else {}
+
+
+def _metadata_of(content: Mapping[str, Any]) -> dict[str, Any]:
+    """What is under METADATA; empty where another program keeps something else there."""
+    kept = content.get(METADATA)
+    names = [kept.get(key, []) for key in CLASS_NAMES] if isinstance(kept, dict) else [None]
+    return dict(kept) if all(isinstance(listed, list | tuple) for listed in names) else {}
 
 
 def check_same_classes(kept: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
@@ -83,9 +90,11 @@ class Checkpointer(DetectionCheckpointer):
         restartable: parameters that stay as the model has them where a checkpoint knows other classes, or
             holds them for another number of classes.
         saved: name of the last checkpoint that this object wrote.
+        mmap: whether files are mapped into memory rather than read.
     """
 
     saved = ""
+    mmap = False
 
     def __init__(
         self,
@@ -119,10 +128,19 @@ class Checkpointer(DetectionCheckpointer):
                 f"checkpoint {path} is a folder, of a sharded training: make a file of it with "
                 "tools/gather_checkpoint.py"
             )
-        if path and "://" not in path and not os.path.isfile(path):
-            raise FileNotFoundError(f"checkpoint {path} does not exist: check the path")
-        loaded: dict[str, Any] = super().load(path, checkpointables)
-        return loaded
+        if not path:
+            self.logger.info("No checkpoint: the model starts as it is")
+            return {}
+        self.logger.info(f"Loading {path} ...")
+        if is_remote(path) and not is_url(path):
+            path = self.path_manager.get_local_path(path)
+        file = str(local_path(path))
+        checkpoint = self._load_file(file)
+        self._load_weights(checkpoint, file)
+        for key in self.checkpointables if checkpointables is None else checkpointables:
+            if key in checkpoint:
+                self.checkpointables[key].load_state_dict(checkpoint.pop(key))
+        return checkpoint
 
     def save(self, name: str, **kwargs: Any) -> None:
         """Write `name`.pth, whole or not at all; only then is it the last checkpoint.
@@ -173,37 +191,23 @@ class Checkpointer(DetectionCheckpointer):
             file.write(last_filename_basename.encode())
 
     def _load_file(self, filename: str) -> dict[str, Any]:
-        if filename.endswith(".safetensors"):
-            return self._checked({"model": read_file(filename)}, filename)
+        """What a file holds, the weights under "model" by our names."""
         if filename.endswith(".pkl"):
             raise ValueError(
                 f"checkpoint {filename} is a pickle, which can run code: convert it to .safetensors"
             )
-        loaded: dict[str, Any] = super()._load_file(filename)
-        if not isinstance(loaded["model"], dict):
-            raise ValueError(f"checkpoint {filename} holds no state dict under 'model': is it a checkpoint?")
-        return self._checked(loaded, filename)
+        content = read_file(filename, mmap=self.mmap)
+        state = state_dict_of(content, filename)
+        released = published_format(state)
+        if released is not None:
+            self.logger.info(f"{filename} is a released {released.name}: converting the names of its tensors")
+            return {"model": released.convert(state, filename)}
+        rest = content if "model" in content and content is not state else {}
+        return {**rest, "model": state}
 
-    def _checked(self, loaded: dict[str, Any], filename: str) -> dict[str, Any]:
-        """Our names for what was read, all of it finite."""
-        loaded = self._with_our_names(loaded, filename)
-        check_finite(loaded["model"], f"checkpoint {filename}")
-        return loaded
-
-    def _with_our_names(self, loaded: dict[str, Any], filename: str) -> dict[str, Any]:
-        """Convert what was released, and leave what else is in its file; others stay as they are."""
-        released = published_format(unwrap(loaded))
-        if released is None:
-            return loaded
-        self.logger.info(f"{filename} is a released {released.name}: converting the names of its tensors")
-        return {"model": released.convert(state_dict_of(loaded, filename), filename)}
-
-    def _torch_load(self, filename: str) -> Any:
-        return read_file(filename)
-
-    def _load_model(self, checkpoint: dict[str, Any]) -> Any:
+    def _load_weights(self, checkpoint: dict[str, Any], origin: str) -> None:
         model, weights = self.model.state_dict(), checkpoint["model"]
-        kept = checkpoint.get(METADATA, {})
+        kept = _metadata_of(checkpoint)
         other_classes = any(_differ(kept, self.metadata, key) for key in CLASS_NAMES)
         if anew := sorted(
             key
@@ -225,11 +229,12 @@ class Checkpointer(DetectionCheckpointer):
             raise ValueError(
                 f"checkpoint does not fit the model ({'; '.join([*mismatches, *known])}): give its own config"
             )
-        return self._copy_weights(checkpoint)
+        self._copy_weights(checkpoint.pop("model"), origin)
 
-    def _copy_weights(self, checkpoint: dict[str, Any]) -> Any:
-        """Give the model the weights, which fit."""
-        return super()._load_model(checkpoint)
+    def _copy_weights(self, weights: Mapping[str, Tensor], origin: str) -> None:
+        """Give the model the weights, whose names and shapes are right."""
+        check_values(weights, f"checkpoint {origin}", self.model.state_dict())
+        self.model.load_state_dict(weights)
 
 
 def _fits(shape: Sequence[int], pattern: Sequence[int | None]) -> bool:

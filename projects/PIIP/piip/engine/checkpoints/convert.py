@@ -12,9 +12,9 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from ...weights.converters import own_format, published_format
-from ...weights.differences import differences
+from ...weights.differences import check_values, differences
 from ...weights.files.download import local_path
-from ...weights.files.tensors import check_finite, read_state, write_file
+from ...weights.files.tensors import read_state, write_file
 
 __all__ = ["convert_checkpoint"]
 
@@ -94,12 +94,12 @@ def convert_checkpoint(
         name = released.name if released else own_format(state).name
         raise ValueError(f"{source} is {kind} {name}: convert it {way} --to-official")
     ours = released.convert(state, source) if released else state
-    check_finite(ours, source)
     model = _model_state(cfg)
     if problems := differences(ours, model):
         raise ValueError(
             f"{source} does not fit the model of {config_name}: {'; '.join(problems)}.{_hint(ours, model)}"
         )
+    check_values(ours, source, model)
     converted = own_format(ours).to_official(ours, source) if to_official else ours
     container = "state_dict" if to_official else "model"
     write_file(converted if path.suffix == ".safetensors" else {container: converted}, path)

@@ -2,7 +2,7 @@
 
 They are `torch.distributed.checkpoint`'s. What belongs to a parameter is kept under its name, in parts that
 any number of processes can read. A folder is whole once its `.metadata` is there, which is written last;
-`last_checkpoint` names it only then. `.metadata` is a pickle: read folders of your own trainings only.
+`last_checkpoint` names it only then. Reading one runs no code, whoever wrote it.
 """
 
 from __future__ import annotations
@@ -24,20 +24,18 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
 from torch.distributed.tensor import DTensor
 
+from ...weights.differences import differences
 from ...weights.files.atomic import PARTIAL
-from ...weights.files.tensors import read_file
+from ...weights.files.sharded import FolderReader, is_sharded_checkpoint, load_sharded
+from ...weights.files.state_dict import state_dict_of
+from ...weights.files.tensors import read_file, reading
 from ..distributed.sharding import fill, scalar_names
-from .checkpoint import METADATA, Checkpointer, differences
+from .checkpoint import METADATA, Checkpointer
 
 __all__ = ["ShardedCheckpointer", "is_sharded_checkpoint", "whole_state"]
 
 _logger = logging.getLogger("detectron2.piip")
 _PROGRESS, _SCALARS = "progress", "scalars"
-
-
-def is_sharded_checkpoint(path: str | Path) -> bool:
-    """Whether a path is a folder that a sharded training wrote, whole."""
-    return (Path(path) / ".metadata").is_file()
 
 
 def _hidden(folder: Path) -> Path:
@@ -51,6 +49,8 @@ class ShardedCheckpointer(Checkpointer):
     All processes must call its methods. Saving copies to main memory and returns; a thread writes aside, and
     what is whole takes its name.
     """
+
+    mmap = True  # each process reads its part, and checks the values of that
 
     def __init__(
         self, model: nn.Module, save_dir: str = "", *, max_to_keep: int | None = None, **options: Any
@@ -156,7 +156,7 @@ class ShardedCheckpointer(Checkpointer):
             for group in self.checkpointables["trainer"].optimizer.param_groups:
                 group.setdefault("initial_lr", group["lr"])  # as the scheduler has had it; replaced below
         self.logger.info(f"Loading from {path} ...")
-        reader = dcp.FileSystemReader(path)
+        reader = FolderReader(path)
         state = self._tensors() if everything else {"model": self.model.state_dict()}
         known = reader.read_metadata().state_dict_metadata
         weights = {
@@ -169,9 +169,10 @@ class ShardedCheckpointer(Checkpointer):
         if "ema" in state and not any(key.startswith("ema.") for key in known):
             raise ValueError(f"checkpoint {path} has no average of the weights: set train.ema_decay=0")
         state[_PROGRESS] = ""
-        dcp.load(state, storage_reader=reader)
+        load_sharded(state, reader)
         self.model.load_state_dict(state["model"])
-        progress: dict[str, Any] = json.loads(state[_PROGRESS])
+        with reading(path):
+            progress: dict[str, Any] = json.loads(state[_PROGRESS])
         if everything:
             trainer = self.checkpointables["trainer"]
             set_optimizer_state_dict(self.model, trainer.optimizer, state["optimizer"])
@@ -181,22 +182,15 @@ class ShardedCheckpointer(Checkpointer):
                 self.checkpointables["ema"].load_state_dict(state["ema"])
         return progress
 
-    def _torch_load(self, filename: str) -> Any:
-        return read_file(filename, mmap=True)
-
-    def _checked(self, loaded: dict[str, Any], filename: str) -> dict[str, Any]:
-        return self._with_our_names(loaded, filename)  # values are checked part by part as they are copied
-
-    def _load_model(self, checkpoint: dict[str, Any]) -> Any:
+    def _load_weights(self, checkpoint: dict[str, Any], origin: str) -> None:
         weights = checkpoint["model"]
         longer = {name: weights[name].reshape(1) for name in scalar_names(self.model) if name in weights}
-        return super()._load_model({**checkpoint, "model": {**weights, **longer}})
+        super()._load_weights({**checkpoint, "model": {**weights, **longer}}, origin)
 
-    def _copy_weights(self, checkpoint: dict[str, Any]) -> None:
-        weights: Mapping[str, Tensor] = checkpoint["model"]
+    def _copy_weights(self, weights: Mapping[str, Tensor], origin: str) -> None:
         for name, tensor in self.model.state_dict().items():
             if not isinstance(weights[name], DTensor):  # else the model's own, which starts anew
-                fill(tensor, weights[name], "checkpoint", name)
+                fill(tensor, weights[name], f"checkpoint {origin}", name)
 
 
 def whole_state(path: str | Path, part: str = "model") -> dict[str, Tensor]:
@@ -215,10 +209,10 @@ def whole_state(path: str | Path, part: str = "model") -> dict[str, Tensor]:
         state = content.get(part) if isinstance(content, dict) else None
         if not isinstance(state, dict):
             raise _absent(path, part)
-        return state
+        return state_dict_of(state, path)
     if not is_sharded_checkpoint(path):
         raise ValueError(f"{path} is no whole sharded checkpoint: it has no .metadata")
-    reader = dcp.FileSystemReader(path)
+    reader = FolderReader(path)
     loaded: dict[str, Any] = {
         key: torch.empty(entry.size, dtype=entry.properties.dtype)
         for key, entry in reader.read_metadata().state_dict_metadata.items()
@@ -227,8 +221,9 @@ def whole_state(path: str | Path, part: str = "model") -> dict[str, Tensor]:
     if not loaded:
         raise _absent(path, part)
     loaded[_SCALARS] = ""
-    dcp.load(loaded, storage_reader=reader, no_dist=True)
-    scalars = set(json.loads(loaded.pop(_SCALARS)))
+    load_sharded(loaded, reader, no_dist=True)
+    with reading(path):
+        scalars = set(json.loads(loaded.pop(_SCALARS)))
     named = {key.removeprefix(f"{part}."): tensor for key, tensor in loaded.items()}
     return {name: tensor.reshape(()) if name in scalars else tensor for name, tensor in named.items()}
 

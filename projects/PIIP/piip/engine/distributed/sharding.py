@@ -27,7 +27,7 @@ from torch.distributed.tensor._utils import compute_local_shape_and_global_offse
 
 from ...backbone import PIIP
 from ...branches import Branch, TimmBranch
-from ...weights.files.tensors import check_values
+from ...weights.differences import check_values
 from ...weights.pretrained import fit_branch, read_source, timm_state
 from ..compilation import SharedDropPath, own_checkpointing
 
@@ -174,7 +174,7 @@ def fill(target: Tensor, source: Tensor, origin: str, name: str) -> None:
         name: of the tensor, likewise.
 
     Raises:
-        ValueError: the part is not finite.
+        ValueError: the part holds what the target cannot, see `check_values`.
     """
     source = source.reshape(target.shape)
     if isinstance(target, DTensor):
@@ -184,8 +184,7 @@ def fill(target: Tensor, source: Tensor, origin: str, name: str) -> None:
         for dim, (length, start) in enumerate(zip(shape, offset, strict=True)):
             source = source.narrow(dim, start if length else 0, length)
         target = target.to_local()
-    if target.is_floating_point() and target.numel():
-        check_values({name: source}, origin)
+    check_values({name: source}, origin, {name: target})
     target.copy_(source)
 
 

@@ -6,17 +6,24 @@ import hashlib
 import re
 from pathlib import Path
 from urllib.error import URLError
+from urllib.parse import unquote
 
 from iopath.common.file_io import HTTPURLHandler, PathManager
 
-__all__ = ["is_url", "local_path"]
+__all__ = ["is_remote", "is_url", "local_path"]
 
+_FILE = "file://"
 _SHA256_IN_NAME = re.compile(r"-([0-9a-f]{8,64})\.\w+$")  # the convention of torch.hub
 
 
 def is_url(source: str) -> bool:
     """Whether a source names a file on the web."""
     return source.startswith(("http://", "https://"))
+
+
+def is_remote(source: str) -> bool:
+    """Whether a source names a file by any scheme but ``file://``."""
+    return "://" in source and not source.startswith(_FILE)
 
 
 def _sha256(path: Path) -> str:
@@ -41,7 +48,7 @@ def local_path(source: str, *, min_size: int = 0) -> Path:
     the beginning of the file's SHA-256, which is checked.
 
     Args:
-        source: a path or a URL.
+        source: a path or a URL, ``file://`` or ``http(s)://``.
         min_size: bytes that the file must have at least.
 
     Raises:
@@ -50,8 +57,8 @@ def local_path(source: str, *, min_size: int = 0) -> Path:
         ValueError: the file is not the one it should be.
     """
     if not is_url(source):
-        path = Path(source)
-        if not path.is_file():
+        path = Path(unquote(source.removeprefix(_FILE)) if source.startswith(_FILE) else source)
+        if not path.exists():
             raise FileNotFoundError(f"file of weights {source} does not exist: check the path")
         return path
     try:

@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 import torch.distributed.checkpoint as dcp
-from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint._traverse import set_element
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
 from torch.distributed.checkpoint.planner import ReadItem
 
@@ -69,7 +69,7 @@ class FolderReader(dcp.FileSystemReader):
             _check(metadata, folder)
         metadata.storage_meta = metadata.storage_meta or StorageMeta()
         metadata.storage_meta.load_id = self.load_id
-        return metadata  # type: ignore[no-any-return]
+        return metadata
 
 
 def _check(metadata: Any, folder: Path) -> None:
@@ -104,6 +104,7 @@ def load_sharded(state: dict[str, Any], reader: FolderReader, *, no_dist: bool =
     Raises:
         ValueError: the folder is damaged, or lacks an entry.
     """
+    reader.read_metadata()
     with reading(reader.path):
         try:
             dcp.load(state, storage_reader=reader, planner=_Planner(), no_dist=no_dist)

@@ -71,9 +71,8 @@ def state_dict_of(content: Any, origin: str | os.PathLike[str]) -> dict[str, Ten
         containers.append(names[0])
         content = content[names[0]]
     if not isinstance(content, Mapping) or not content:
-        raise ValueError(
-            f"{origin} holds no state dict: expected tensors by name, got {_described(content)}"
-        )
+        found = "none" if isinstance(content, Mapping) else type(content).__name__
+        raise ValueError(f"{origin} holds no state dict: expected tensors by name, got {found}")
     if len(content) > MAX_ENTRIES:
         raise ValueError(
             f"{origin} holds {len(content)} tensors, expected at most {MAX_ENTRIES}: is it a model?"
@@ -81,10 +80,6 @@ def state_dict_of(content: Any, origin: str | os.PathLike[str]) -> dict[str, Ten
     for key, value in content.items():
         _check(key, value, origin)
     return _unwrapped(content, "state_dict" in containers, origin)
-
-
-def _described(content: Any) -> str:
-    return "none" if isinstance(content, Mapping) else f"a {type(content).__name__}"
 
 
 def _check(key: Any, value: Any, origin: object) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -56,34 +58,36 @@ def _format(path: Path) -> str:
         return "safetensors"
     if head.startswith(b"\x80"):
         return "pickle"
-    what = next((what for magic, what in _FOREIGN.items() if head.startswith(magic)), "")
+    what = next((what for magic, what in _FOREIGN.items() if head.startswith(magic)), "of no known format")
     if not head:
         what = "empty: fetch it again"
     elif head[257:262] == b"ustar":
         what = "a tar archive: unpack it"
     elif head.lstrip().startswith(b"<"):
         what = "a web page: the address it came from is not that of the file"
-    elif head.lstrip().startswith((b"{", b"[")) or (not what and head.isascii()):
+    elif what == "of no known format" and head.isascii():
         what = "a text"
-    raise ValueError(
-        f"{path} is {what or 'of no known format'}: expected .pth of PyTorch, .safetensors or .npz"
-    )
+    raise ValueError(f"{path} cannot be read: it is {what}; expected .pth of PyTorch, .safetensors or .npz")
 
 
 @contextmanager
 def reading(path: object) -> Iterator[None]:
     """Turn what parsers raise on damaged bytes, which may be anything, into a `ValueError` of one line."""
     try:
-        yield
-    except OSError:
-        raise
+        with warnings.catch_warnings():  # PyTorch's own, of formats that it may not know
+            warnings.simplefilter("ignore")
+            yield
+    except OSError as error:
+        if error.filename is not None:  # of opening the file, not of what a parser looks for in it
+            raise
+        raise ValueError(f"{path} cannot be read: it is cut off or damaged ({error})") from error
     except pickle.UnpicklingError as error:
         reason = next((line for line in str(error).splitlines() if "GLOBAL" in line or "class" in line), "")
         raise ValueError(
             f"{path} cannot be read: it is cut off, or holds more than tensors and plain containers, which "
-            f"could run code; torch.load must take it with weights_only=True. {reason}".rstrip()
+            f"could run code; torch.load must take it with weights_only=True. {reason[:_MAX_REASON]}".rstrip()
         ) from error
-    except Exception as error:  # noqa: BLE001  (of damaged bytes)
+    except Exception as error:
         reason = " ".join(str(error).split())[:_MAX_REASON] or type(error).__name__
         raise ValueError(f"{path} cannot be read: it is cut off or damaged ({reason})") from error
 
@@ -100,7 +104,9 @@ def _check_archive(path: Path) -> bool:
         )
     arrays = [entry.filename.endswith(".npy") for entry in entries]
     if not any(arrays) and not any(entry.filename.endswith("data.pkl") for entry in entries):
-        raise ValueError(f"{path} is an archive without tensors: expected a .pth of PyTorch, or .npz")
+        raise ValueError(
+            f"{path} cannot be read: it is an archive without tensors; expected .pth of PyTorch or .npz"
+        )
     return all(arrays)
 
 
@@ -124,6 +130,9 @@ def read_file(path: str | os.PathLike[str], *, mmap: bool = False) -> Any:
         if is_numpy:
             with np.load(path, allow_pickle=False) as arrays:
                 return {key: torch.from_numpy(arrays[key]) for key in arrays.files}
+        if path.suffix == ".safetensors":  # which PyTorch takes for one
+            with path.open("rb") as file:
+                return torch.load(file, map_location="cpu", weights_only=True)
         return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap and kind == "zip")
 
 
@@ -171,6 +180,9 @@ def write_file(content: Mapping[str, Any], path: str | os.PathLike[str]) -> None
     """
     with atomic(path) as file:
         if Path(path).suffix == ".safetensors":
-            save_file(_without_sharing(content), file.path)
+            try:
+                save_file(_without_sharing(content), file.path)
+            except SafetensorError as error:
+                raise OSError(str(error)) from error
         else:
             torch.save(dict(content), file)
