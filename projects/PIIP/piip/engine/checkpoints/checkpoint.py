@@ -46,7 +46,7 @@ def read_metadata(path: str) -> dict[str, Any]:
 
 def _metadata_of(content: Mapping[str, Any]) -> dict[str, Any]:
     """What is under METADATA; empty where another program keeps something else there."""
-    kept = content.get(METADATA)
+    kept: Any = content.get(METADATA)
     names = [kept.get(key, []) for key in CLASS_NAMES] if isinstance(kept, dict) else [None]
     return dict(kept) if all(isinstance(listed, list | tuple) for listed in names) else {}
 

@@ -84,7 +84,9 @@ def state_dict_of(content: Any, origin: str | os.PathLike[str]) -> dict[str, Ten
 
 def _check(key: Any, value: Any, origin: object) -> None:
     """Refuse an entry that is no named tensor with memory of its own."""
-    if not isinstance(key, str) or not key.isprintable() or not isinstance(value, Tensor):
+    if not isinstance(key, str) or not key.isprintable():
+        raise ValueError(f"{origin}: key {key!r} is no name, expected tensors by name only")
+    if not isinstance(value, Tensor):
         raise ValueError(
             f"{origin}: entry {key!r} is a {type(value).__name__}, expected tensors by name only"
         )
