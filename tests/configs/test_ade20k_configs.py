@@ -113,7 +113,7 @@ def test_conversion_and_back(tmp_path: Path) -> None:
     convert_checkpoint(str(tmp_path / "ours.pth"), str(tmp_path / "back.pth"), cfg, to_official=True)
     back = torch.load(tmp_path / "back.pth", weights_only=True)["state_dict"]
     assert set(back) == set(official) and all(torch.equal(back[key], official[key]) for key in official)
-    with pytest.raises(ValueError, match=r"x is no segmentor, 1 keys are unknown: roi_head.x"):
+    with pytest.raises(ValueError, match=r"x is no released segmentor, 1 keys are unknown: roi_head.x"):
         convert_segmentor({"roi_head.x": torch.zeros(1)}, "x")
     with pytest.raises(ValueError, match="is not a released segmentor: convert it with --to-official"):
         convert_checkpoint(str(tmp_path / "ours.pth"), str(tmp_path / "x.pth"), cfg)

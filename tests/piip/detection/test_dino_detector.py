@@ -138,7 +138,9 @@ def test_conversion_and_back(tmp_path: Path) -> None:
     convert_checkpoint(str(tmp_path / "ours.pth"), str(tmp_path / "back.pth"), cfg, to_official=True)
     back = torch.load(tmp_path / "back.pth", weights_only=True)["state_dict"]
     assert back.keys() == official.keys() and all(torch.equal(back[k], official[k]) for k in official)
-    with pytest.raises(ValueError, match=r"x is no DINO, 1 keys are unknown: roi_heads.x"):
+    with pytest.raises(
+        ValueError, match=r"x has no released form as a DINO detector, 1 keys are unknown: roi_heads.x"
+    ):
         to_official_dino_detector({"roi_heads.x": torch.zeros(1)}, "x")
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..weights.converters.classifier import convert_classifier, is_official_classifier
+from ..weights.converters.classifier import CLASSIFIER
 from ..weights.differences import check_values, differences
 from ..weights.files.download import local_path
 from ..weights.files.state_dict import state_dict_of
@@ -58,8 +58,8 @@ def read_weights(path: str, *, averaged: bool = False) -> Weights:
             raise ValueError(f"{path} holds no averaged weights: it was trained without train.ema")
         content = content["ema"]
     state = state_dict_of(content, path)
-    if is_official_classifier(state):
-        state = convert_classifier(state, path)
+    if CLASSIFIER.is_released(state):
+        state = CLASSIFIER.convert(state, path)
     return Weights(state, list(classes) if isinstance(classes, list | tuple) else [])
 
 

@@ -156,4 +156,4 @@ def _read(
     if entry.classifier:
         return convert_classifier(state, path)
     own = {key.removeprefix("backbone."): v for key, v in state.items() if key.startswith("backbone.")}
-    return convert_backbone(own)
+    return convert_backbone(own, path)

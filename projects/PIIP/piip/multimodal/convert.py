@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer, LlamaConfig
 
-from ..weights.converters import published_format
+from ..weights.converters import released_format
 from ..weights.converters.llava import convert_llava, to_official_llava
 from ..weights.files.state_dict import state_dict_of
 from ..weights.files.tensors import read_file, write_file
@@ -223,7 +223,7 @@ def convert_folder(
     source, target = Path(source), Path(target)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ValueError(f"{target} exists and is not empty: give a new folder")
-    released = published_format({key for shard in _shards(source) for key in shard}) is not None
+    released = released_format({key for shard in _shards(source) for key in shard}) is not None
     if released == to_official:
         kind, way = ("already a released", "without") if to_official else ("no released", "with")
         raise ValueError(f"{source} holds {kind} PIIP-LLaVA: convert it {way} --to-official")

@@ -17,7 +17,7 @@ from ..branches import Branch, Pretrained, TimmBranch
 from ..branches.base import Family
 from ..branches.timm_vit import build_timm
 from ..resizing import resize_bicubic
-from .converters.backbone import convert_backbone
+from .converters.backbone import BACKBONE
 from .differences import check_values
 from .files.download import local_path
 from .files.state_dict import state_dict_of
@@ -245,7 +245,7 @@ def fit_branch(state: Mapping[str, Tensor], branch: Branch, family: Family, orig
         kept = {key: value for key, value in named.items() if not re.fullmatch(rules.unused, key)}
         token = {"cls_token": named["cls_token"]} if "cls_token" in wanted else {}
         if not rules.ours and "stem.0.weight" not in kept:
-            kept = {k.removeprefix("piip.branches.0."): v for k, v in convert_backbone(kept).items()}
+            kept = {k.removeprefix("piip.branches.0."): v for k, v in BACKBONE.rename(kept).items()}
         has_cls = bool(getattr(branch, "num_prefix_tokens", 0))
         kept |= token
         fitted = {k: _fit(k, v, wanted[k], has_cls) if k in wanted else v for k, v in kept.items()}

@@ -12,7 +12,7 @@ from detectron2.utils import comm
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from ...weights.converters import published_format
+from ...weights.converters import released_format
 from ...weights.differences import check_values, differences
 from ...weights.files.atomic import atomic
 from ...weights.files.download import is_remote, is_url, local_path
@@ -198,7 +198,7 @@ class Checkpointer(DetectionCheckpointer):
             )
         content = read_file(filename, mmap=self.mmap)
         state = state_dict_of(content, filename)
-        released = published_format(state)
+        released = released_format(state)
         if released is not None:
             self.logger.info(f"{filename} is a released {released.name}: converting the names of its tensors")
             return {"model": released.convert(state, filename)}

@@ -11,7 +11,7 @@ from detectron2.config import instantiate
 from omegaconf import DictConfig
 from torch import Tensor
 
-from ...weights.converters import own_format, published_format
+from ...weights.converters import own_format, released_format
 from ...weights.differences import check_values, differences
 from ...weights.files.download import local_path
 from ...weights.files.tensors import read_state, write_file
@@ -88,7 +88,7 @@ def convert_checkpoint(
     if not path.parent.is_dir():
         raise FileNotFoundError(f"folder {path.parent} of {target} does not exist: make it")
     state = read_state(local_path(source))
-    released = published_format(state)
+    released = released_format(state)
     if (released is not None) == to_official:
         kind, way = ("already a released", "without") if to_official else ("not a released", "with")
         name = released.name if released else own_format(state).name
