@@ -202,7 +202,7 @@ class Checkpointer(DetectionCheckpointer):
         if released is not None:
             self.logger.info(f"{filename} is a released {released.name}: converting the names of its tensors")
             return {"model": released.convert(state, filename)}
-        rest = content if "model" in content and content is not state else {}
+        rest = content if isinstance(content.get("model"), Mapping) else {}
         return {**rest, "model": state}
 
     def _load_weights(self, checkpoint: dict[str, Any], origin: str) -> None:
