@@ -66,6 +66,7 @@ def test_imports_stay_within_the_rules(file: Path) -> None:
         top, _, below = module.partition(".")
         if top == "detectron2":
             assert own not in WITHOUT_DETECTRON2, f"{own} runs without Detectron2, and imports {module}"
+        assert top != "lab", "tools/lab is not installed"
         if top in {"transformers", "tokenizers", "accelerate"}:
             assert own == "multimodal", f"only multimodal needs transformers, and {own} imports {module}"
         if top == "piip":

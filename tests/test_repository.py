@@ -180,4 +180,4 @@ def test_the_source_distribution_can_be_built_from(tmp_path: Path) -> None:
         if path.is_file()
     }
     assert {path for path in sources if path.endswith(".h")} and sources <= held
-    assert {"LICENSE", "build_backend.py", "setup.py", "projects/PIIP/piip/flops/published.json"} <= held
+    assert {"LICENSE", "build_backend.py", "setup.py", "projects/PIIP/piip/backbone.py"} <= held

@@ -66,7 +66,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         "--onednn-linear",
         default="none",
         choices=["none", "piip", "all"],
-        help="whose linear layers run in oneDNN on a CPU (piip.cpu.use_onednn_linear)",
+        help="whose linear layers run in oneDNN on a CPU",
     )
     parser.add_argument(
         "--optimized",
@@ -92,7 +92,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
 def run_model(args: argparse.Namespace) -> None:
     """Measure detectors and print a row for each, mode, precision and batch."""
     # imported here: `ops` needs no Detectron2
-    from piip.measure.latency import PRECISIONS, Contender, Protocol, compare
+    from lab.latency import PRECISIONS, Contender, Protocol, compare
 
     if args.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("--device cuda, but PyTorch finds no GPU: use --device cpu")
@@ -144,8 +144,8 @@ def _written(about: dict[str, str], rows: list[dict[str, Any]], output_format: A
 
 def run_end_to_end(args: argparse.Namespace) -> None:
     """Print what the operator saves of a forward pass and of a training step."""
+    from lab.operator_share import compare_operators
     from piip.flops import format_rows
-    from piip.measure.operator_share import compare_operators
 
     torch.set_num_threads(args.threads)
     rows = compare_operators(args.config, batch=args.batch, runs=args.runs)
@@ -156,12 +156,12 @@ def run_end_to_end(args: argparse.Namespace) -> None:
 
 def run_export(args: argparse.Namespace) -> None:
     """Print how long an image takes in every runtime."""
+    from lab.exported_latency import compare_exported
     from piip.engine.config import load_config
     from piip.export.formats import require
     from piip.export.images import read_images
     from piip.export.model import load_exportable
     from piip.flops import format_rows
-    from piip.measure.exported_latency import compare_exported
 
     require("onnx")
     torch.set_num_threads(args.threads)

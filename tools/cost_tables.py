@@ -16,7 +16,6 @@ from matplotlib.axes import Axes
 
 from piip.engine.command_line import argument_parser, tool
 from piip.flops import Part, build_on_meta, format_rows
-from piip.flops.tables import TABLES, reproduce
 from piip.measure.cost import detector_cost, load_detector
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -306,6 +305,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             detector = load_detector(str(CONFIGS / f"{config}.py"))
         costs[label] = grouped(detector_cost(detector).total)
     tables = {}
+    from lab.tables import TABLES, reproduce
+
     for table in TABLES:
         print(f"reproducing {table}", file=sys.stderr)
         tables[table] = list(reproduce(table))

@@ -58,8 +58,8 @@ def save(figure: Any, output: Path) -> None:
 
 def draw_architecture(args: argparse.Namespace) -> Any:
     """The figure of a config's detector."""
+    from lab import architecture
     from piip.flops import build_on_meta
-    from piip.measure import architecture
     from piip.measure.cost import load_detector
 
     with build_on_meta():
@@ -71,14 +71,14 @@ def draw_sampling(args: argparse.Namespace) -> Any:
     """The figure of a model's sampling points, a panel a direction."""
     from matplotlib.figure import Figure
 
+    from lab.sampling import backbone_input, draw_sampling, sampling_points
     from piip.images import read_image
     from piip.serve.analysis import Model
-    from piip.serve.sampling import draw_sampling, sampling_points
 
     queries = [place(text) for text in args.at]
     model = Model(args.config_file, args.weights, args.opts)
     image = read_image(args.image)
-    shown, padded = model.backbone_input(image)
+    shown, padded = backbone_input(model, image)
     points = sampling_points(model.piip, padded, args.stage)
     figure = Figure(figsize=(2.9 * len(points), 3.2))
     for panel, one in enumerate(points, start=1):

@@ -85,9 +85,9 @@ def report(args: argparse.Namespace) -> str:
 
 def table(args: argparse.Namespace) -> str:
     """A published table, reproduced, as text."""
+    from lab.llava_table import reproduce_llava
+    from lab.tables import TABLES, reproduce
     from piip.flops import format_rows
-    from piip.flops.llava_table import reproduce_llava
-    from piip.flops.tables import TABLES, reproduce
 
     rows = []
     of_towers = args.reproduce == LLAVA

@@ -5,4 +5,4 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 python=${PYTHON:-.venv/bin/python}
 command -v "$python" > /dev/null || python=python3
-PYTHONPATH="projects/PIIP:.${PYTHONPATH:+:$PYTHONPATH}" exec "$python" -m piip.measure.gpu_report "$@"
+PYTHONPATH="projects/PIIP:.:tools${PYTHONPATH:+:$PYTHONPATH}" exec "$python" -m lab.gpu_report "$@"

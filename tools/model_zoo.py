@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("\n\n".join([markdown_table(), *(zoo.markdown_table() for zoo in zoos)]))
         return 0
     # these need Detectron2, which the list does not
-    from piip.measure.zoo_check import check, check_classifier, check_segmentor
+    from lab.zoo_check import check, check_classifier, check_segmentor
 
     wrong = 0
     findings = itertools.chain(

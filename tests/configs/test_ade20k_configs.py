@@ -14,11 +14,11 @@ require.detectron2()
 
 from detectron2.config import LazyConfig, instantiate
 
+from lab.zoo_check import check_segmentor
 from piip import PIIP
 from piip.engine.checkpoints.convert import convert_checkpoint
 from piip.flops import build_on_meta
 from piip.measure.cost import detector_cost, load_detector
-from piip.measure.zoo_check import check_segmentor
 from piip.weights.converters.segmentor import convert_segmentor, to_official_segmentor
 from piip.weights.segmentation_zoo import SEGMENTORS, PublishedSegmentor, markdown_table
 

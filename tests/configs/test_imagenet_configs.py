@@ -17,11 +17,11 @@ require.detectron2()
 
 from detectron2.config import instantiate
 
+from lab.tables import published_rows, reproduce
+from lab.zoo_check import check_classifier
 from piip.engine.config import load_config
 from piip.flops import build_on_meta, published_cost
 from piip.flops.classifiers import build_classifier_row
-from piip.flops.tables import published_rows, reproduce
-from piip.measure.zoo_check import check_classifier
 from piip.weights.classification_zoo import CLASSIFIERS, PublishedClassifier, markdown_table
 from piip.weights.converters.classifier import convert_classifier
 

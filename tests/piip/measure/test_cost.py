@@ -176,7 +176,7 @@ def test_reproduce(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Monke
         "resolution": "1",
         "status": "differs",
     }
-    monkeypatch.setattr(flop_count, "reproduce", lambda table: iter([row]))
+    monkeypatch.setattr("lab.tables.reproduce", lambda table: iter([row]))
     data = json.loads(count("--reproduce", "main", "--format", "json", capsys=capsys))
     assert data == {"table": "main", "rows": [row]}
     assert count("--reproduce", "main", "--format", "csv", capsys=capsys).count("\n") == 2
@@ -192,7 +192,7 @@ def test_unknown_table(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.slow
 def test_latency_of_two_models() -> None:
-    from piip.measure.latency import Contender, Protocol, compare
+    from lab.latency import Contender, Protocol, compare
 
     protocol = Protocol(runs=2, onednn_linear="piip")
     contenders = [Contender.from_config(QUICK, protocol) for _ in range(2)]
@@ -211,8 +211,8 @@ def test_latency_of_two_models() -> None:
 @pytest.mark.slow
 def test_operator_against_reference_end_to_end() -> None:
     """Both forms are timed, and the model has its own operator back afterwards."""
+    from lab.operator_share import compare_operators
     from piip import cross_attention
-    from piip.measure.operator_share import compare_operators
     from piip_ops import deform_cross_attn
 
     forward, step = compare_operators(QUICK, runs=1)

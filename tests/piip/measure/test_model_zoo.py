@@ -12,7 +12,7 @@ from ... import require
 
 require.detectron2()
 
-from piip.measure.zoo_check import check
+from lab.zoo_check import check
 from piip.weights import model_zoo
 from piip.weights.model_zoo import RELEASED, Released, config_for, fetch, get, markdown_table
 

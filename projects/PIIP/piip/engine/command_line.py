@@ -37,7 +37,7 @@ FAILURE = 2  # the exit status of a mistake in what a tool was given, as argpars
 _PIPE_CLOSED, _INTERRUPTED = 141, 130  # as shells have them: 128 + the number of the signal
 
 _FOR_USERS = (ValueError, LookupError, FloatingPointError, ImportError)
-_PACKAGES = ("piip", "piip_ops")
+_PACKAGES = ("piip", "piip_ops", "lab")
 _REPORT = (
     "this is a fault of the program, not of what it was given: please open an issue with the command line "
     "and this traceback"

@@ -171,20 +171,6 @@ def run_blocks(branch: ViTBranch, stages: Sequence[tuple[int, int]]) -> list[Map
     return [cast(MapBlock, branch.blocks[i]) for first, last in stages for i in range(first, last + 1)]
 
 
-def attention_padding(piip: PIIP, input_size: tuple[int, int]) -> int:
-    """Multiply-adds spent on the padding of windows by attention, whose rows there are cut off afterwards."""
-    macs = 0
-    shapes = token_shapes(piip, input_size)
-    for branch, shape, stages in zip(piip.branches, shapes, piip.stages, strict=True):
-        if isinstance(branch, ViTBranch):
-            for block in run_blocks(branch, stages):
-                window = block.attn.window_size
-                if window is not None:
-                    padding = padded_tokens(shape, window) - shape[0] * shape[1]
-                    macs += 2 * padding * window**2 * branch.embed_dim
-    return macs
-
-
 class _EveryMap(nn.Module):
     """Returns every map, those of tapped stages included, so that a trace keeps all of them."""
 

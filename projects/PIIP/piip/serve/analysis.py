@@ -201,25 +201,8 @@ class Model:
         shown = responses(self.piip, seen, filled)
         return Analysis(self, np.ascontiguousarray(picture[:, :, ::-1]), found, rows, shown)
 
-    def backbone_input(self, image: Image) -> tuple[Image, torch.Tensor]:
-        """An image as the backbone gets it, whole.
-
-        Args:
-            image: ``(H, W, 3)``, BGR, uint8.
-
-        Returns:
-            It as a picture, RGB, resized and padded as for the model, and normalised, ``(1, 3, H, W)``.
-        """
-        detector: Any = self.detector
-        padded = self._padded(self.predictor.prepare(image, image.shape[:2])["image"])
-        pixels = (padded[0] * detector.pixel_std + detector.pixel_mean).clamp(0, 255).round()
-        picture = pixels.permute(1, 2, 0).to("cpu", torch.uint8).numpy()
-        if detector.input_format == "BGR":
-            picture = picture[:, :, ::-1]
-        return np.ascontiguousarray(picture), padded
-
-    def _padded(self, image: torch.Tensor) -> torch.Tensor:
-        """``(3, H, W)``, 0 to 255, normalised and padded: ``(1, 3, H', W')``."""
+    def padded(self, image: torch.Tensor) -> torch.Tensor:
+        """``(3, H, W)``, 0 to 255, normalised and padded as the backbone gets it: ``(1, 3, H', W')``."""
         detector: Any = self.detector
         normalised = (image.to(detector.device) - detector.pixel_mean) / detector.pixel_std
         multiple = getattr(detector, "size_divisibility", 0) or max(detector.backbone.size_divisibility, 1)
@@ -228,7 +211,7 @@ class Model:
     def _observe_whole(self, image: torch.Tensor) -> Observation:
         """What the PIIP makes of an image that the model cuts into windows, ``(3, H, W)``."""
         with observed(self.piip) as seen, self.predictor.autocast:
-            self.piip(self._padded(image))
+            self.piip(self.padded(image))
         return seen
 
     def _cost(self, size: tuple[int, int]) -> Report:

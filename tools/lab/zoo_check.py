@@ -7,13 +7,13 @@ from pathlib import Path
 
 from detectron2.config import LazyConfig, instantiate
 
-from ..backbone import PIIP
-from ..classification.classifier import PIIPClassifier
-from ..flops import actual_cost, build_on_meta, published_cost
-from ..weights.classification_zoo import PublishedClassifier
-from ..weights.model_zoo import Released
-from ..weights.segmentation_zoo import PublishedSegmentor
-from .cost import detector_cost, load_detector
+from piip.backbone import PIIP
+from piip.classification.classifier import PIIPClassifier
+from piip.flops import actual_cost, build_on_meta, published_cost
+from piip.measure.cost import detector_cost, load_detector
+from piip.weights.classification_zoo import PublishedClassifier
+from piip.weights.model_zoo import Released
+from piip.weights.segmentation_zoo import PublishedSegmentor
 
 __all__ = ["check", "check_classifier", "check_segmentor"]
 

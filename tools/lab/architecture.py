@@ -11,9 +11,9 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, Rectangle
 from torch import nn
 
-from ..backbone import PIIP
-from ..flops import Part
-from .cost import detector_cost, find_trunk
+from piip.backbone import PIIP
+from piip.flops import Part
+from piip.measure.cost import detector_cost, find_trunk
 
 __all__ = ["Layout", "draw_architecture", "layout"]
 

@@ -6,16 +6,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
+import numpy as np
 import torch
 from matplotlib.axes import Axes
 from torch import Tensor, nn
 
-from ..backbone import PIIP
-from ..cross_attention import DeformableCrossAttention
-from ..images import Image
-from ..interaction import InteractionUnit
+from piip.backbone import PIIP
+from piip.cross_attention import DeformableCrossAttention
+from piip.images import Image
+from piip.interaction import InteractionUnit
+from piip.serve.analysis import Model
 
-__all__ = ["SamplingPoints", "draw_sampling", "sampling_points"]
+__all__ = ["SamplingPoints", "backbone_input", "draw_sampling", "sampling_points"]
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,25 @@ def locations(layer: DeformableCrossAttention, query: Tensor, feat: Tensor) -> t
     own = torch.stack(torch.broadcast_tensors(x[None, :], y[:, None]), dim=-1)
     cells = offsets.new_tensor([feat.shape[2], feat.shape[1]])  # offsets are in cells of the other map
     return own[:, :, None, None] + offsets / cells, weights
+
+
+def backbone_input(model: Model, image: Image) -> tuple[Image, Tensor]:
+    """An image as the backbone gets it, whole.
+
+    Args:
+        model: whose backbone.
+        image: ``(H, W, 3)``, BGR, uint8.
+
+    Returns:
+        It as a picture, RGB, resized and padded as for the model, and normalised, ``(1, 3, H, W)``.
+    """
+    detector: Any = model.detector
+    padded = model.padded(model.predictor.prepare(image, image.shape[:2])["image"])
+    pixels = (padded[0] * detector.pixel_std + detector.pixel_mean).clamp(0, 255).round()
+    picture = pixels.permute(1, 2, 0).to("cpu", torch.uint8).numpy()
+    if detector.input_format == "BGR":
+        picture = picture[:, :, ::-1]
+    return np.ascontiguousarray(picture), padded
 
 
 @torch.inference_mode()

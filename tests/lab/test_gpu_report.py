@@ -10,14 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from ... import require
+from .. import require
 
 require.detectron2()
 
-from piip.measure import gpu_report
-from piip.measure.gpu_report import Part, main, parts, run_part, write_report
+from lab import gpu_report
+from lab.gpu_report import Part, main, parts, run_part, write_report
 
-from ..tiny_config import REPOSITORY
+from ..piip.tiny_config import REPOSITORY
 
 
 def part(name: str, code: str, seconds: int = 60) -> Part:

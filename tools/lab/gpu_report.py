@@ -32,7 +32,7 @@ _VITDET, _TSB, _SBL = (
 _ATTENTION = "model.backbone.piip.interaction.attention_precision=autocast"
 _QUICK = "configs/quick/mask_rcnn_piip_128_96_64_shapes.py"
 _SHOWN_LINES = 40  # of the log of a part that failed: a traceback with what led to it
-_PRELOADED = ("torch", "piip.engine", "detectron2.engine", "piip.engine.train", "piip.measure.latency")
+_PRELOADED = ("torch", "piip.engine", "detectron2.engine", "piip.engine.train", "lab.latency")
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def parts(output: Path, *, dry: bool) -> list[Part]:
     def result(name: str) -> str:
         return str(output / f"{name}.json")
 
-    this = ("-m", "piip.measure.gpu_report")
+    this = ("-m", "lab.gpu_report")
     pytest = ("-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist")
     ops = ["tools/benchmark.py", "ops", "--device", device, "--output", result("operators")]
     models = ("tools/benchmark.py", "model")

@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from piip import cross_attention
+from piip.backbone import PIIP
+from piip.measure.cost import find_trunk, load_detector
 from piip_ops import deform_cross_attn_reference
 
-from .. import cross_attention
-from ..backbone import PIIP
-from ..cpu import use_onednn_linear
-from .cost import find_trunk, load_detector
+from .onednn import use_onednn_linear
 
 __all__ = ["compare_operators"]
 

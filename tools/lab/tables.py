@@ -9,14 +9,15 @@ from functools import cache
 from importlib import resources
 from typing import Any
 
-from ..branches import ViTBranch
-from ..interaction import Link
-from ..neck import DeconvPyramid
-from .actual import actual_cost, attention_padding
-from .classifiers import build_classifier_row
-from .published import published_cost
-from .recipes import CannotBuild, build_row, letters_and_sizes
-from .tracing import build_on_meta
+from piip import PIIP
+from piip.branches import ViTBranch
+from piip.flops.actual import actual_cost, padded_tokens, run_blocks, token_shapes
+from piip.flops.classifiers import build_classifier_row
+from piip.flops.published import published_cost
+from piip.flops.recipes import CannotBuild, build_row, letters_and_sizes
+from piip.flops.tracing import build_on_meta
+from piip.interaction import Link
+from piip.neck import DeconvPyramid
 
 __all__ = ["TABLES", "published_rows", "reproduce"]
 
@@ -182,7 +183,7 @@ def _count_once(row: str, options: str) -> _Cost:
     gflops = actual.total.gflops
     if len(piip.branches) > 1:
         gflops -= actual.total.parts["neck"].gflops
-    padding = attention_padding(piip, actual.input_size) / 1e9
+    padding = _attention_padding(piip, actual.input_size) / 1e9
     return _Cost(
         published.gflops if published else None,
         published.params_m if published else None,
@@ -192,12 +193,26 @@ def _count_once(row: str, options: str) -> _Cost:
     )
 
 
+def _attention_padding(piip: PIIP, input_size: tuple[int, int]) -> int:
+    """Multiply-adds spent on the padding of windows by attention, whose rows there are cut off afterwards."""
+    macs = 0
+    shapes = token_shapes(piip, input_size)
+    for branch, shape, stages in zip(piip.branches, shapes, piip.stages, strict=True):
+        if isinstance(branch, ViTBranch):
+            for block in run_blocks(branch, stages):
+                window = block.attn.window_size
+                if window is not None:
+                    padding = padded_tokens(shape, window) - shape[0] * shape[1]
+                    macs += 2 * padding * window**2 * branch.embed_dim
+    return macs
+
+
 def _classifier(row: Mapping[str, Any]) -> _Cost:
     with build_on_meta():
         piip = build_classifier_row(row)
     published, actual = published_cost(piip).total, actual_cost(piip)
     gflops = actual.total.gflops
-    padding = attention_padding(piip, actual.input_size) / 1e9
+    padding = _attention_padding(piip, actual.input_size) / 1e9
     return _Cost(published.gflops, published.params_m, gflops, gflops - padding, actual.total.params_m)
 
 

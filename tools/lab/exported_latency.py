@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..export.check import timed
-from ..export.formats import FORMATS, load, trace, write
-from ..export.model import Exportable
+from piip.export.check import timed
+from piip.export.formats import FORMATS, load, trace, write
+from piip.export.model import Exportable
 
 __all__ = ["compare_exported"]
 

@@ -17,13 +17,14 @@ from detectron2.structures import Boxes, Instances, PolygonMasks
 from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
 
-from ..backbone import PIIP
-from ..cpu import use_onednn_linear
-from ..engine.compilation import compile_blocks
-from ..flops import build_on_meta
-from ..inference import optimize_for_inference
-from ..inference.packed import PackedLinear, is_packable
-from .cost import detector_cost, find_trunk, load_detector, own_input_size
+from piip.backbone import PIIP
+from piip.engine.compilation import compile_blocks
+from piip.flops import build_on_meta
+from piip.inference import optimize_for_inference
+from piip.inference.packed import PackedLinear, is_packable
+from piip.measure.cost import detector_cost, find_trunk, load_detector, own_input_size
+
+from .onednn import use_onednn_linear
 
 __all__ = ["MODES", "PRECISIONS", "Contender", "Protocol", "compare", "matmul_peak"]
 

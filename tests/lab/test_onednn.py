@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from piip.cpu import OneDNNLinear, use_onednn_linear
+from lab.onednn import OneDNNLinear, use_onednn_linear
 
-from .models import randomise, tiny_piip
+from ..piip.models import randomise, tiny_piip
 
 
 @settings(deadline=None, max_examples=20)

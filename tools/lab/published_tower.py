@@ -14,12 +14,12 @@ from typing import cast
 
 from torch import nn
 
-from ..backbone import PIIP, Stage
-from ..branches import CLIPBranch, ConvNeXtBranch
-from ..branches.clip import CLIPLayer
-from ..interaction import Interaction, InteractionUnit
-from .published import extend, injector_cost
-from .report import Part, Report
+from piip.backbone import PIIP, Stage
+from piip.branches import CLIPBranch, ConvNeXtBranch
+from piip.branches.clip import CLIPLayer
+from piip.flops.published import extend, injector_cost
+from piip.flops.report import Part, Report
+from piip.interaction import Interaction, InteractionUnit
 
 __all__ = ["published_tower_cost"]
 

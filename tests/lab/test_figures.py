@@ -7,22 +7,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ... import require
+from .. import require
 
 require.detectron2()
 
 import torch
 from matplotlib.figure import Figure
 
+from lab.architecture import draw_architecture, layout
+from lab.sampling import draw_sampling, locations, sampling_points
 from piip.cross_attention import DeformableCrossAttention
 from piip.flops import build_on_meta
-from piip.measure.architecture import draw_architecture, layout
 from piip.measure.cost import detector_cost, load_detector
-from piip.serve.sampling import draw_sampling, locations, sampling_points
 from piip_ops import ms_deform_attn_reference
 
-from ..models import randomise, tiny_piip
-from ..tiny_config import QUICK_CONFIG
+from ..piip.models import randomise, tiny_piip
+from ..piip.tiny_config import QUICK_CONFIG
 
 
 def test_a_new_model_looks_one_to_four_cells_around_itself() -> None:

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from ..backbone import PIIP
-from ..branches import Branch, CLIPBranch, ConvNeXtBranch
-from ..interaction import InteractionConfig
-from ..weights.multimodal_zoo import BRANCH_MODELS, RELEASED, ReleasedLlava
-from .actual import actual_cost
+from piip.backbone import PIIP
+from piip.branches import Branch, CLIPBranch, ConvNeXtBranch
+from piip.flops.actual import actual_cost
+from piip.flops.report import Part
+from piip.flops.tracing import build_on_meta
+from piip.interaction import InteractionConfig
+from piip.weights.multimodal_zoo import BRANCH_MODELS, RELEASED, ReleasedLlava
+
 from .published_tower import published_tower_cost
-from .report import Part
-from .tracing import build_on_meta
 
 __all__ = ["build_released_tower", "reproduce_llava"]
 

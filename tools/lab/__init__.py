@@ -1,0 +1,1 @@
+"""Measurements and tables that the tools print, for those who work on this project. It is not installed."""
