@@ -64,6 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from piip.engine.data.custom_data import follow_weights, use_custom_dataset
     from piip.engine.prediction.predict import Predictor, Predicts, predict
     from piip.engine.renderer import Renderer
+    from piip.images import printable
     from piip.segmentation.predict import SemanticRenderer
 
     cfg = load_config(args.config_file, args.opts)
@@ -93,7 +94,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     damaged = f", {len(report.damaged)} videos damaged" if report.damaged else ""
     print(
         f"{report.drawn} images and frames drawn, {len(report.skipped)} files skipped{damaged}{live}: "
-        f"{args.output}"
+        f"{printable(args.output)}"
     )
     if isinstance(renderer, InstanceRenderer):
         if faint := renderer.faint + undrawn.faint:

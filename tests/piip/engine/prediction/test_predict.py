@@ -40,7 +40,7 @@ class Renderer:
 
     def draw(self, image: Image, output: Any) -> Image:
         if image.shape[1] == 33:
-            raise RuntimeError("no room for a label")
+            raise AssertionError("no room for a label")
         return 255 - image
 
     def save(self, output: Any, picture: Path, size: tuple[int, int]) -> None:
@@ -56,9 +56,9 @@ def test_one_image_never_ends_a_run(batch: int, tmp_path: Path, capsys: pytest.C
     report = predict(Brightness(), Renderer(), [str(tmp_path)], tmp_path / "out", batch=batch)
     assert report.drawn == 2
     assert {path.name: reason for path, reason in report.skipped.items()} == {
-        "b.png": "40x1 px, the model fails on it: no line of pixels, please",
-        "c.png": "20x60 px, the model fails on it: not enough memory",
-        "d.png": "33x20 px, its result cannot be drawn: no room for a label",
+        "b.png": "40x1 px, the model fails on it (ValueError: no line of pixels, please)",
+        "c.png": "20x60 px, the model fails on it (MemoryError: not enough memory)",
+        "d.png": "33x20 px, its result cannot be drawn (AssertionError: no room for a label)",
         "f.png": "it is a named pipe: expected a regular file",
     }
     records = json.loads((tmp_path / "out/predictions.json").read_text())

@@ -19,7 +19,7 @@ from detectron2.utils.file_io import PathManager
 from detectron2.utils.serialize import PicklableWrapper
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from ...images import open_image
+from ...images import UnreadableFileError, open_image, printable
 from ...seeding import mix_seed, seed_all
 from .prefetch import prefetch_to_device
 from .workers import START_METHOD, preload, restart_on_worker_death, start_worker
@@ -111,12 +111,14 @@ _TRIES = 10  # images in a row that may be unusable: beyond that it is not the i
 
 
 def _file(record: dict[str, Any]) -> str:
-    return str(record.get("file_name", "an image without a file name"))
+    return printable(record.get("file_name", "an image without a file name"))
 
 
 def _reason(record: dict[str, Any], error: Exception) -> str:
     """Why an image cannot be used, on one line."""
     id_ = f"image id {record['image_id']}, " if "image_id" in record else ""
+    if isinstance(error, UnreadableFileError):
+        return f"{id_}{error.reason}"
     return f"{id_}{type(error).__name__}: {' '.join(str(error).split())}"
 
 

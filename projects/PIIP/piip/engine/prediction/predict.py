@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-import cv2
 import detectron2.data.transforms as T
 import numpy as np
 import torch
@@ -54,13 +53,6 @@ LARGEST_PICTURE = 12_000_000
 _SAME_SUFFIX = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".webp"})  # drawn in this format, others as .png
 _LARGEST = 4  # times the pixels of the square that a model is made for; attention grows with their square
 _MAX_WAITING = 2  # results that wait to be drawn while the model goes on
-_OF_ONE_IMAGE = (
-    ValueError,
-    ArithmeticError,
-    MemoryError,
-    RuntimeError,
-    cv2.error,
-)  # such as a line of pixels
 
 
 class Predicts(Protocol):
@@ -229,8 +221,12 @@ class _Results:
         try:
             records = self.renderer.records(output, image_id)
             drawn = self.renderer.draw(frame.image, output)
-        except _OF_ONE_IMAGE as error:
-            _skip_frame(self.report, frame, f"its result cannot be drawn: {error}")
+            if frame.moment is None:
+                self._picture(Path(frame.source), frame.image, drawn, output)
+        except OSError:  # of the disk
+            raise
+        except Exception as error:  # noqa: BLE001  (see _outputs)
+            _skip_frame(self.report, frame, "its result cannot be drawn", error)
             return
         origin: dict[str, Any] = {"file_name": str(frame.source)}
         if frame.moment is not None:
@@ -240,7 +236,6 @@ class _Results:
         self.records.write({**record, **origin} for record in records)
         self.report.drawn += 1
         if frame.moment is None:
-            self._picture(Path(frame.source), frame.image, drawn, output)
             return
         if self._video is None or self._source != frame.source or frame.moment.first:
             if self._video is not None:
@@ -324,7 +319,7 @@ def predict(
                 for frame, found in _outputs(predictor, renderer, frames):
                     seen += 1
                     if isinstance(found, Exception):
-                        _skip_frame(report, frame, f"the model fails on it: {found}")
+                        _skip_frame(report, frame, "the model fails on it", found)
                     else:
                         results.add(frame, found, seen)
                     bar.update()
@@ -345,12 +340,13 @@ def _outputs(
         return list(zip(frames, predictor.batch([frame.image for frame in frames], sizes), strict=True))
     except torch.AcceleratorError:  # of the device, which is of no use afterwards
         raise
-    except _OF_ONE_IMAGE as error:
+    except Exception as error:  # noqa: BLE001  (libraries fail on a line of pixels, or for memory, in any way)
         if len(frames) == 1:
             return [(frames[0], error)]
     return [output for frame in frames for output in _outputs(predictor, renderer, [frame])]
 
 
-def _skip_frame(report: Report, frame: Frame, reason: str) -> None:
+def _skip_frame(report: Report, frame: Frame, what: str, error: Exception) -> None:
     height, width = frame.image.shape[:2]
-    report.skip(frame.source, f"{width}x{height} px, {reason}", partly=frame.moment is not None)
+    reason = f"{width}x{height} px, {what} ({type(error).__name__}: {error})"
+    report.skip(frame.source, reason, partly=frame.moment is not None)
