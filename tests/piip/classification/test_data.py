@@ -23,6 +23,7 @@ from piip.classification.data import (
     class_names,
     evaluation_batches,
     leave_out_strays,
+    warn_of_shared_images,
 )
 
 from .tiny import CLASSES, SIDE, loader, write_images
@@ -136,6 +137,23 @@ def test_hidden_folders_are_no_classes(tmp_path: Path, caplog: pytest.LogCapture
     Pillow.new("RGB", (8, 8)).save(tmp_path / "only/.hidden/1.png")
     with pytest.raises(ValueError, match="has no images in folders of classes"):
         leave_out_strays(create_dataset("", root=str(tmp_path / "only")))
+
+
+def test_test_images_that_are_trained_on(
+    root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of a folder without val/ timm takes all images for the test set; nothing is said of proper splits."""
+    write_images(tmp_path, "train", 4)
+    for folder, expected in (
+        (root, ""),
+        (tmp_path, "4 of the 4 test images"),
+        (tmp_path / "train", "4 of the 4"),
+    ):
+        caplog.clear()
+        sets = [create_dataset("", root=str(folder), split=split) for split in ("train", "val")]
+        with caplog.at_level(logging.WARNING):
+            warn_of_shared_images(*sets)
+        assert expected in caplog.text and bool(caplog.text) == bool(expected)
 
 
 def test_class_maps(root: Path, tmp_path: Path) -> None:

@@ -20,7 +20,15 @@ from ..images import UnreadableFileError, as_rgb, open_image, printable
 from ..seeding import mix_seed, seed_all
 from ..workers import start_worker
 
-__all__ = ["Batch", "Processes", "TrainBatches", "class_names", "evaluation_batches", "leave_out_strays"]
+__all__ = [
+    "Batch",
+    "Processes",
+    "TrainBatches",
+    "class_names",
+    "evaluation_batches",
+    "leave_out_strays",
+    "warn_of_shared_images",
+]
 
 _logger = logging.getLogger("piip.classification")
 _NAMED = 3  # folders named in a line
@@ -257,6 +265,17 @@ def leave_out_strays(dataset: Any) -> None:
     for name, number in reader.class_to_idx.items():
         if len(shared := sorted(folders[number])) > 1:
             _logger.warning(f"class '{name}' is that of several folders: {', '.join(shared[:_NAMED])}")
+
+
+def warn_of_shared_images(train: Any, test: Any) -> None:
+    """Say how many images of a test set are trained on: timm takes a whole folder that has no splits."""
+    if isinstance(train.reader, ReaderImageFolder) and isinstance(test.reader, ReaderImageFolder):
+        trained_on = {path for path, _ in train.reader.samples}
+        if shared := sum(path in trained_on for path, _ in test.reader.samples):
+            _logger.warning(
+                f"{shared} of the {len(test.reader.samples)} test images in {test.reader.root} are used for "
+                "training, too: the figures say nothing of other images (the folder needs train/ and val/)"
+            )
 
 
 def class_names(dataset: Any) -> list[str]:

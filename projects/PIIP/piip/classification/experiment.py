@@ -34,7 +34,14 @@ from ..images import IMAGE_SUFFIXES, list_files
 from ..seeding import mix_seed, seed_all
 from .checkpoint import Weights, load_weights, num_classes_of, read_weights
 from .classifier import PIIPClassifier
-from .data import Processes, TrainBatches, class_names, evaluation_batches, leave_out_strays
+from .data import (
+    Processes,
+    TrainBatches,
+    class_names,
+    evaluation_batches,
+    leave_out_strays,
+    warn_of_shared_images,
+)
 from .evaluation import evaluate
 from .predict import ClassPredictor, ClassRenderer, describe
 from .pretrained import load_pretrained_classifier
@@ -222,6 +229,7 @@ class Run:
         cfg = self.cfg
         seed = self._seed(cfg.train.seed)
         loader, test_loader = self._loader("train", seed), self._loader("test", seed)
+        warn_of_shared_images(loader.dataset, test_loader.dataset)
         names = class_names(loader.dataset)
         if (others := class_names(test_loader.dataset)) and others != names:
             raise ValueError(f"the training set has {len(names)} classes, the test set {len(others)} others")

@@ -13,6 +13,7 @@ from detectron2.data import Metadata, MetadataCatalog
 from detectron2.structures import Boxes, BoxMode, Instances
 from pycocotools import mask as coco_mask
 
+from ..engine.renderer import unused_name
 from ..images import Image, read_image, write_image
 from .data import dataset_dicts
 from .predict import draw, visualizer
@@ -69,7 +70,8 @@ def compare(
         if record["score"] >= score_threshold:
             by_image.setdefault(record["image_id"], []).append(record)
     output.mkdir(parents=True, exist_ok=True)
-    pictures = []
+    pictures: list[Path] = []
+    used: set[str] = set()
     for position in np.linspace(0, len(records) - 1, min(number, len(records))).astype(int):
         record = records[position]
         image = read_image(record["file_name"])
@@ -80,7 +82,7 @@ def compare(
         picture = np.hstack(
             [_titled(truth, "ground truth"), _titled(right, f"predictions (score >= {score_threshold})")]
         )
-        path = output / f"{Path(record['file_name']).stem}.png"
+        path = output / unused_name(Path(record["file_name"]).stem, ".png", used)
         write_image(path, picture)
         pictures.append(path)
     return pictures
