@@ -9,16 +9,16 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import reprlib
 import zlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
+from .box_format import doubt_box_format
 from .masks import FARTHEST, LARGEST_IMAGE, check_mask, mask_area
 from .numbers import UnusableError, finite_number, whole_number
 
@@ -32,22 +32,19 @@ __all__ = [
 ]
 
 _GZIP = b"\x1f\x8b"
-_AGREES = 0.5  # IoU of a box with the extent of its mask
-_SHARE = 0.1  # of the boxes, from which their format is doubted
 _CROWD = {0: 0, 1: 1, None: 0, "": 0, "0": 0, "1": 1, "false": 0, "true": 1}
-_EXPECTED = "COCO's are [x, y, width, height] in pixels"
 _RETYPED = "with numbers written as text or with a decimal point"
 
 Annotation = dict[str, Any]
-Array = npt.NDArray[np.float64]
+shown = reprlib.repr  # a value for a message, shortened
 
 
 class Findings(dict[str, tuple[int, str]]):
     """Kinds of flaws: how many there are, and where the first is."""
 
-    def add(self, kind: str, where: str) -> None:
-        count, first = self.get(kind, (0, where))
-        self[kind] = count + 1, first
+    def add(self, kind: str, where: Callable[[], str]) -> None:
+        """Count one more; `where` is asked for the place of the first one only."""
+        self[kind] = (self[kind][0] + 1, self[kind][1]) if kind in self else (1, where())
 
     def __str__(self) -> str:
         return ", ".join(f"{count} {kind} (first: {where})" for kind, (count, where) in self.items())
@@ -179,11 +176,11 @@ def _categories(entries: list[Any], fixed: Findings) -> list[dict[str, Any]]:
         if id_ is None or name in (None, ""):
             raise ValueError(
                 f"every category needs a whole number 'id' and a 'name', categories[{position}] is "
-                f"{_shown(entry)}"
+                f"{shown(entry)}"
             )
         categories.append(_replaced(entry, {"id": id_, "name": str(name)}))
         if categories[-1] is not entry:
-            fixed.add("categories whose id or name was written differently", _shown(entry))
+            fixed.add("categories whose id or name was written differently", partial(shown, entry))
     ids = Counter(category["id"] for category in categories)
     if twice := [id_ for id_, count in ids.items() if count > 1]:
         raise ValueError(f"two categories have the same id {twice[0]}")
@@ -193,14 +190,8 @@ def _categories(entries: list[Any], fixed: Findings) -> list[dict[str, Any]]:
             return categories
         for position, category in enumerate(categories):
             if names[name := category["name"]] > 1:
-                fixed.add("categories with the name of another, told apart by their ids", f"'{name}'")
+                fixed.add("categories with the name of another, told apart by their ids", partial(repr, name))
                 categories[position] = {**category, "name": f"{name} (id {category['id']})"}
-
-
-def _shown(value: Any) -> str:
-    """A value for a message, shortened."""
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:60]}..."
 
 
 def _images(entries: list[Any], result: SanitizedAnnotations) -> dict[Any, dict[str, Any]]:
@@ -208,23 +199,20 @@ def _images(entries: list[Any], result: SanitizedAnnotations) -> dict[Any, dict[
     images: dict[Any, dict[str, Any]] = {}
     ambiguous = set()
     for position, entry in enumerate(entries):
-        where = f"images[{position}]"
+        where = partial(_place, "images", position, entry)
         try:
             image = _image(entry)
         except UnusableError as reason:
-            result.skipped.add(f"images {reason}", f"{where} {_shown(entry)}")
+            result.skipped.add(f"images {reason}", where)
             continue
-        where += f" {image['file_name']}"
         if image is not entry:
             result.fixed.add(f"images {_RETYPED}", where)
         first = images.setdefault(image["id"], image)
         if first is not image and first["file_name"] == image["file_name"]:
             result.skipped.add("images listed twice", where)
         elif first is not image:
-            kind = "images with the id of another"
-            if image["id"] not in ambiguous:
-                result.skipped.add(kind, f"{first['file_name']}, id {image['id']}")
-            result.skipped.add(kind, where)
+            for namesake in [image] if image["id"] in ambiguous else [first, image]:
+                result.skipped.add("images with the id of another", partial(shown, namesake))
             ambiguous.add(image["id"])
     files = Counter(image["file_name"] for image in images.values())
     if repeated := [file for file, count in files.items() if count > 1]:
@@ -234,7 +222,8 @@ def _images(entries: list[Any], result: SanitizedAnnotations) -> dict[Any, dict[
     texts = [id_ for id_ in images if isinstance(id_, str)]
     if len(texts) < len(images):  # NumPy, which evaluation sorts them by, would make all of them text
         for id_ in texts:
-            result.skipped.add("images whose id is no number as the others' are", _shown(images[id_]))
+            where = partial(shown, images[id_])
+            result.skipped.add("images whose id is no number as the others' are", where)
         ambiguous.update(texts)
     return {id_: image for id_, image in images.items() if id_ not in ambiguous}
 
@@ -274,10 +263,7 @@ def _annotations(
     def where(position: int) -> str:
         entry = entries[position]
         image = images.get(_image_id(entry.get("image_id"))) if isinstance(entry, dict) else None
-        described = (
-            f", id {_shown(entry.get('id'))} of {image['file_name']}" if image else f" {_shown(entry)}"
-        )
-        return f"annotations[{position}]{described}"
+        return _place("annotations", position, entry, image)
 
     for position, entry in enumerate(entries):
         fixed: list[str] = []
@@ -294,22 +280,33 @@ def _annotations(
                     raise UnusableError("that repeat another")
                 seen.add(described)
         except UnusableError as reason:
-            result.skipped.add(f"annotations {reason}", where(position))
+            result.skipped.add(f"annotations {reason}", partial(where, position))
             continue
         for kind in dict.fromkeys(fixed):
-            result.fixed.add(f"annotations {kind}", where(position))
+            result.fixed.add(f"annotations {kind}", partial(where, position))
         kept.append(annotation)
-        extents.append(extent)
+        extents.append(None if annotation["iscrowd"] else extent)
         positions.append(position)
     ids = Counter(annotation["id"] for annotation in kept)
     if renumbered := [p for p, a in zip(positions, kept, strict=True) if not a["id"] or ids[a["id"]] > 1]:
         for position in renumbered:
-            result.fixed.add("annotations whose id is missing, 0 or that of another", where(position))
+            result.fixed.add(
+                "annotations whose id is missing, 0 or that of another", partial(where, position)
+            )
         kept = [{**annotation, "id": number} for number, annotation in enumerate(kept, start=1)]
-    doubtful, first = _box_format(kept, extents, images)
-    if doubtful:
-        result.remarks.append(f"{doubtful} (first: {where(positions[first])}); {_EXPECTED}")
+    sizes = [[images[a["image_id"]][side] for side in ("width", "height")] for a in kept]
+    said, first = doubt_box_format([annotation["bbox"] for annotation in kept], extents, sizes)
+    if said:
+        result.remarks.append(f"{said} (first: {where(positions[first])})")
     return kept
+
+
+def _place(section: str, position: int, entry: Any, image: Mapping[str, Any] | None = None) -> str:
+    """Where an entry is: its position, its id and the file of its image."""
+    if not isinstance(entry, dict):
+        return f"{section}[{position}] {shown(entry)}"
+    file = (image or entry).get("file_name", f"image {shown(entry.get('image_id'))}")
+    return f"{section}[{position}], id {shown(entry.get('id'))} of {file}"
 
 
 def _annotation(
@@ -371,49 +368,3 @@ def _crowd(entry: Annotation, fixed: list[str]) -> int:
         fixed.append("to be ignored, which became crowds")
         return 1
     return crowd
-
-
-def _box_format(
-    annotations: list[Annotation],
-    extents: Sequence[tuple[float, ...] | None],
-    images: dict[Any, dict[str, Any]],
-) -> tuple[str, int]:
-    """Why boxes seem to have another format than COCO's, and the index of the first such box."""
-    if not annotations:
-        return "", 0
-    boxes = np.array([annotation["bbox"] for annotation in annotations], dtype=np.float64)
-    sides = [[images[a["image_id"]][side] for side in ("width", "height")] for a in annotations]
-    sizes = np.array(sides, dtype=np.float64)
-    readings = {
-        "[x1, y1, x2, y2]": np.hstack([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]]),
-        "shares of the image's size": boxes * np.tile(sizes, 2),
-        "[x centre, y centre, width, height]": np.hstack([boxes[:, :2] - boxes[:, 2:] / 2, boxes[:, 2:]]),
-    }
-    if any(extent is not None for extent in extents):
-        around = np.array([extent or (0, 0, 0, 0) for extent in extents], dtype=np.float64)
-        apart = (_iou(boxes, around) < _AGREES) & np.array([not a["iscrowd"] for a in annotations])
-        if not apart.any():
-            return "", 0
-        agreeing = [
-            name
-            for name, reading in readings.items()
-            if np.mean(_iou(reading[apart], around[apart]) >= _AGREES) > 1 - _SHARE
-        ]
-        said = f"{apart.sum()} of {len(boxes)} boxes do not agree with their masks"
-        return said + (f", and would as {agreeing[0]}" if agreeing else ""), int(apart.argmax())
-    if np.mean(shares := (boxes <= 1).all(axis=1)) > 1 - _SHARE:
-        return "boxes look like shares of the image's size", int(shares.argmax())
-    outside = (boxes[:, :2] + boxes[:, 2:] > sizes + 1).any(axis=1)
-    are_corners = (boxes[:, 2:] > boxes[:, :2]) & (boxes[:, 2:] <= sizes + 1)
-    if np.mean(outside) > _SHARE and are_corners.all():
-        return "boxes look like [x1, y1, x2, y2]", int(outside.argmax())
-    return "", 0
-
-
-def _iou(one: Array, other: Array) -> Array:
-    """Intersection over union of boxes ``(N, 4)``, x, y, width and height, in pairs."""
-    low = np.maximum(one[:, :2], other[:, :2])
-    high = np.minimum(one[:, :2] + one[:, 2:], other[:, :2] + other[:, 2:])
-    common = (high - low).clip(0).prod(axis=1)
-    union = one[:, 2:].clip(0).prod(axis=1) + other[:, 2:].clip(0).prod(axis=1) - common
-    return np.asarray(common / union.clip(1e-9))
