@@ -19,7 +19,7 @@ Examples:
     go on after a stop    %(prog)s --config-file CONFIG.py --num-gpus 8 --resume
     evaluate              %(prog)s --config-file CONFIG.py --eval-only train.init_checkpoint=MODEL.pth
     on the CPU            %(prog)s --config-file CONFIG.py train.device=cpu
-    on one's own data     %(prog)s --config-file CONFIG.py --data train=ANNOTATIONS.json:IMAGES \\
+    custom dataset        %(prog)s --config-file CONFIG.py --data train=ANNOTATIONS.json:IMAGES \\
                               val=ANNOTATIONS.json:IMAGES train.init_checkpoint=MODEL.pth
 """
 

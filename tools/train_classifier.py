@@ -15,7 +15,7 @@ Examples:
     on 8 GPUs         torchrun --nproc-per-node 8 tools/train_classifier.py --config-file CONFIG.py
     go on             %(prog)s --config-file CONFIG.py --resume
     evaluate          %(prog)s --config-file CONFIG.py --eval-only train.init_checkpoint=MODEL.pth
-    on one's own      %(prog)s --config-file CONFIG.py --data FOLDER train.init_checkpoint=MODEL.pth
+    custom dataset    %(prog)s --config-file CONFIG.py --data FOLDER train.init_checkpoint=MODEL.pth
     on tar shards     %(prog)s --config-file CONFIG.py dataloader.train.dataset.name=wds/imagenet \\
                           dataloader.train.dataset.root=SHARDS dataloader.train.num_workers=8
     on the CPU        %(prog)s --config-file CONFIG.py train.device=cpu
@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--data",
         metavar="FOLDER",
-        help="one's own data in the place of the config's, FOLDER/train/CLASS/* and FOLDER/val/CLASS/*; the "
+        help="custom dataset in the place of the config's, FOLDER/train/CLASS/* and FOLDER/val/CLASS/*; the "
         "heads follow the classes",
     )
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint")

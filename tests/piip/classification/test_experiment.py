@@ -1,4 +1,4 @@
-"""The command lines of classifiers: train, evaluate, own data, predict, convert, and what is refused."""
+"""The command lines of classifiers: train, evaluate, predict, convert, custom datasets, bad input."""
 
 from __future__ import annotations
 
@@ -74,7 +74,9 @@ def test_evaluation_repeats_what_training_measured(
     assert f"loss {loss:.3f}" in caplog.text
 
 
-def test_own_data_from_other_classes(trained: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_custom_dataset_of_other_classes(
+    trained: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """`--data` makes the head one for the folder's classes; all else is the checkpoint's."""
     for split in ("train", "val"):
         tiny.write_images(tmp_path / "trees", split, 6)

@@ -1,4 +1,4 @@
-"""LVIS: reading, sampling of rare classes, federated loss, evaluation, one's own data in its format."""
+"""LVIS: reading, sampling of rare classes, federated loss, evaluation, custom datasets in its format."""
 
 from __future__ import annotations
 

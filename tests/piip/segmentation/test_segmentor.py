@@ -307,7 +307,7 @@ def test_evaluation_refuses_labels_of_another_size(tmp_path: Path) -> None:
     assert "n/a" in evaluator.summary(results)
 
 
-def test_own_data(tmp_path: Path) -> None:
+def test_custom_dataset(tmp_path: Path) -> None:
     """A set of 3 classes: the layers that follow them are named, a checkpoint brings its classes back."""
     for split in ("train", "val"):
         save(tmp_path / f"{split}/images/x.png", np.zeros((8, 8, 3)), "RGB")

@@ -1,4 +1,4 @@
-"""Training on data of one's own: from annotations on the command line to the right names in the picture."""
+"""Training on a custom dataset: from annotations on the command line to the right names in the picture."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ from ..tiny_config import QUICK_CONFIG, REPOSITORY, tiny_config
 NAMES = {3: "bolt", 7: "nut", 20: "washer"}  # ids with gaps, as people have them
 
 
-def write_own(folder: Path) -> list[str]:
+def write_custom(folder: Path) -> list[str]:
     """Scenes of shapes whose classes are three others; returns what `--data` takes."""
     data = []
     for split, number in (("train", 8), ("val", 3)):
@@ -72,7 +72,7 @@ def test_three_classes_from_a_checkpoint_of_six(
     cfg.train.max_iter = 1
     cfg.optimizer.lr = 0.0
 
-    restartable = use_custom_dataset(cfg, write_own(tmp_path / "own"), train=True)
+    restartable = use_custom_dataset(cfg, write_custom(tmp_path / "own"), train=True)
     assert restartable == {
         "roi_heads.box_predictor.cls_score.weight": (None, 128),
         "roi_heads.box_predictor.cls_score.bias": (None,),
@@ -98,7 +98,7 @@ def test_three_classes_from_a_checkpoint_of_six(
 def test_evaluation_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The validation split is enough, and the evaluator knows its classes."""
     cfg = tiny_config(tmp_path, monkeypatch)
-    use_custom_dataset(cfg, write_own(tmp_path / "own")[1:], train=False)
+    use_custom_dataset(cfg, write_custom(tmp_path / "own")[1:], train=False)
     results = evaluate(cfg, build_model(cfg))
     assert {key for key in results["bbox"] if key.startswith("AP-")} == {f"AP-{n}" for n in NAMES.values()}
     assert MetadataCatalog.get("own_val").thing_classes == list(NAMES.values())
@@ -109,7 +109,7 @@ def test_evaluation_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 )
 def test_what_follows_the_classes_in_a_released_detector(name: str, tmp_path: Path) -> None:
     cfg: DictConfig = load_config(str(REPOSITORY / f"configs/COCO/{name}.py"))
-    names = use_custom_dataset(cfg, write_own(tmp_path), train=True).keys()
+    names = use_custom_dataset(cfg, write_custom(tmp_path), train=True).keys()
     parts = ("box_predictor.cls_score", "box_predictor.bbox_pred", "mask_head.predictor")
     assert names == {f"roi_heads.{part}.{kind}" for part in parts for kind in ("weight", "bias")}
     assert cfg.model.roi_heads.num_classes == 3
@@ -120,7 +120,7 @@ def test_what_follows_the_classes_in_a_released_detector(name: str, tmp_path: Pa
 
 def test_other_mismatches_stay_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cfg = tiny_config(tmp_path, monkeypatch)
-    restartable = use_custom_dataset(cfg, write_own(tmp_path / "own"), train=True)
+    restartable = use_custom_dataset(cfg, write_custom(tmp_path / "own"), train=True)
     state = build_model(cfg).state_dict()
     state["roi_heads.box_head.fc1.weight"] = torch.zeros(3, 3)
     state["roi_heads.box_predictor.cls_score.weight"] = torch.zeros(4, 99)  # follows, but not in this place
@@ -199,7 +199,7 @@ def test_unusable_images_of_a_test_set_are_named(tmp_path: Path, monkeypatch: py
 def test_one_set_for_training_and_validation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cfg = tiny_config(tmp_path, monkeypatch)
     cfg.dataloader.evaluator.dataset_name = "shapes_val"  # as a config of one's own may say it
-    both = write_own(tmp_path / "own")[0].removeprefix("train=")
+    both = write_custom(tmp_path / "own")[0].removeprefix("train=")
     use_custom_dataset(cfg, [both], train=True)
     assert cfg.dataloader.train.dataset.names == "own_train"
     assert cfg.dataloader.test.dataset.names == cfg.dataloader.evaluator.dataset_name == "own_val"
@@ -247,7 +247,7 @@ def edit(data: list[str], **changes: Any) -> None:
 def test_run_lengths_where_the_config_has_polygons(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Masks by run lengths, as these are, cannot become polygons: every image would be unusable."""
     cfg = tiny_config(tmp_path, monkeypatch, "dataloader.train.mapper.instance_mask_format=polygon")
-    use_custom_dataset(cfg, write_own(tmp_path / "own"), train=True)
+    use_custom_dataset(cfg, write_custom(tmp_path / "own"), train=True)
     loader = instantiate(cfg.dataloader.train)
     batch = next(iter(loader))
     assert not loader.skipped
@@ -256,7 +256,7 @@ def test_run_lengths_where_the_config_has_polygons(tmp_path: Path, monkeypatch: 
 
 def test_boxes_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No masks: refused before training where the model learns them; with what the error says it trains."""
-    data = write_own(tmp_path / "own")
+    data = write_custom(tmp_path / "own")
     edit(data, segmentation=None)
     without_masks = "model.roi_heads.mask_in_features=null"
     with pytest.raises(ValueError, match=rf"has boxes only, .*: add {without_masks}"):
@@ -275,7 +275,7 @@ def test_evaluation_of_annotations_that_lack_what_it_needs(
     results = []
     for folder, changes in (("complete", {}), ("gaps", {"area": None, "iscrowd": None})):
         cfg = tiny_config(tmp_path, monkeypatch)
-        data = write_own(tmp_path / folder)
+        data = write_custom(tmp_path / folder)
         edit(data, **changes)
         use_custom_dataset(cfg, data[1:], train=False)
         torch.manual_seed(0)
@@ -286,7 +286,7 @@ def test_evaluation_of_annotations_that_lack_what_it_needs(
 def test_same_number_of_other_classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Class layers start anew all the same; in evaluation and resumption other classes are an error."""
     cfg = tiny_config(tmp_path, monkeypatch, "train.max_iter=1", "optimizer.lr=0.0")
-    restartable = use_custom_dataset(cfg, write_own(tmp_path / "own"), train=True)
+    restartable = use_custom_dataset(cfg, write_custom(tmp_path / "own"), train=True)
     model = build_model(cfg)
     others = {"thing_classes": ["a", "b", "c"]}
     score = "roi_heads.box_predictor.cls_score.weight"
@@ -316,7 +316,7 @@ def test_overrides_behind_the_data() -> None:
 
 def test_from_the_command_line(tmp_path: Path) -> None:
     """Train, evaluate and draw with the tools: as the README has it."""
-    data = write_own(tmp_path / "own")
+    data = write_custom(tmp_path / "own")
     output = tmp_path / "output"
 
     def tool(name: str, *arguments: str) -> str:
@@ -374,7 +374,7 @@ def test_weights_of_other_classes_without_the_data(tmp_path: Path, monkeypatch: 
     """The error says which classes the weights know, and what to give: not that the config is another."""
     cfg = tiny_config(tmp_path, monkeypatch)
     classes = {"thing_classes": ["bolt", "nut", "washer"]}
-    use_custom_dataset(cfg, write_own(tmp_path / "own"), train=True)
+    use_custom_dataset(cfg, write_custom(tmp_path / "own"), train=True)
     Checkpointer(build_model(cfg), str(tmp_path), metadata=classes).save("three")
     six = tiny_config(tmp_path, monkeypatch)
     with pytest.raises(
@@ -388,7 +388,7 @@ def test_the_same_images_for_training_and_validation(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     cfg = tiny_config(tmp_path, monkeypatch)
-    (train_set, val) = write_own(tmp_path / "own")
+    (train_set, val) = write_custom(tmp_path / "own")
     with caplog.at_level("WARNING", logger="detectron2.piip"):
         use_custom_dataset(cfg, [train_set, val], train=True)
         use_custom_dataset(cfg, [val.partition("=")[2]], train=False)
@@ -404,7 +404,7 @@ def test_both_sets_are_checked_before_training(
 ) -> None:
     """Images without a size cannot be used: said of the validation set at the start, too."""
     cfg = tiny_config(tmp_path, monkeypatch)
-    data = write_own(tmp_path / "own")
+    data = write_custom(tmp_path / "own")
     path = tmp_path / f"own/instances_{split}.json"
     content = json.loads(path.read_text())
     for image in content["images"]:
