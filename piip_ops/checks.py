@@ -1,11 +1,41 @@
 """What the operators ask of their arguments (the compiled kernels ask the same, in csrc/checks.h)."""
 
+import operator
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
+
+def as_integers(name: str, sizes: Sequence[int]) -> list[int]:
+    """The sizes as numbers: ``torch.jit.trace``, and with it fvcore, hands those of tensors on as tensors.
+
+    Raises:
+        ValueError: one is no integer, or has more than 31 bits.
+    """
+    if torch.compiler.is_compiling():  # symbolic sizes are numbers, and a question would bind them
+        return list(sizes)
+    try:
+        integers = [size if isinstance(size, torch.SymInt) else operator.index(size) for size in sizes]
+    except TypeError:
+        raise ValueError(f"{name}: expected integers, got {sizes}") from None
+    if any(isinstance(size, int) and abs(size) >= 2**31 for size in integers):
+        raise ValueError(f"{name}: expected integers below 2^31, got {sizes}")
+    return integers
+
+
+def as_levels(spatial_shapes: Sequence[Sequence[int]]) -> list[tuple[int, int]]:
+    """(height, width) of each level, as numbers.
+
+    Raises:
+        ValueError: a level has not two sizes, or one is no integer.
+    """
+    if any(len(shape) != 2 for shape in spatial_shapes):
+        raise ValueError(f"spatial_shapes: expected (height, width) for every level, got {spatial_shapes}")
+    flat = as_integers("spatial_shapes", [size for shape in spatial_shapes for size in shape])
+    return list(zip(flat[::2], flat[1::2], strict=True))
 
 
 def check_ms_deform_attn(
@@ -19,7 +49,7 @@ def check_ms_deform_attn(
     _check_dims("sampling_locations", sampling_locations, "(B, Q, heads, levels, points, 2)", 6)
     _check_dims("attention_weights", attention_weights, "(B, Q, heads, levels, points)", 5)
     batch, length, heads, _ = value.shape
-    _check_sizes("spatial_shapes", [size for shape in spatial_shapes for size in shape])
+    _check_sizes("spatial_shapes", [size for shape in spatial_shapes for size in shape], value.dtype)
     total = sum(height * width for height, width in spatial_shapes)
     if total != length:
         raise ValueError(
@@ -43,7 +73,7 @@ def check_deform_cross_attn(
         if len(shape) != 2:
             raise ValueError(f"{name}: expected (height, width), got {len(shape)} numbers")
     batch, length, heads, _ = value.shape
-    _check_sizes("value_shape", value_shape)
+    _check_sizes("value_shape", value_shape, value.dtype)
     if value_shape[0] * value_shape[1] != length:
         raise ValueError(
             f"value_shape: {value_shape[0]} x {value_shape[1]} positions, but value has {length} (its dim 1)"
@@ -70,10 +100,14 @@ def _check_shape(name: str, tensor: Tensor, expected: Sequence[int]) -> None:
         raise ValueError(f"{name}: expected shape {tuple(expected)}, got {tuple(tensor.shape)}")
 
 
-def _check_sizes(name: str, sizes: Sequence[int]) -> None:
-    # one by one: the smallest of symbolic sizes would be a guard on which of them it is
-    if len(sizes) == 0 or any(size < 1 for size in sizes):
-        raise ValueError(f"{name}: expected heights and widths of at least 1, got {list(sizes)}")
+def _check_sizes(name: str, sizes: Sequence[int], dtype: torch.dtype) -> None:
+    largest = 2**31 - 3 if dtype == torch.float64 else 2**24 - 1  # csrc/checks.h says why
+    # One by one: the smallest of symbolic sizes would be a guard on which of them it is. Those have no upper
+    # bound here, which would become one of an exported model's sizes: the kernels ask when they run.
+    if len(sizes) == 0 or any(size < 1 or (isinstance(size, int) and size > largest) for size in sizes):
+        raise ValueError(
+            f"{name}: expected heights and widths of 1 to {largest} for {dtype}, got {list(sizes)}"
+        )
 
 
 def _check_kind(value: Tensor, others: dict[str, Tensor]) -> None:

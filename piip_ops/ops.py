@@ -11,7 +11,7 @@ from importlib import import_module
 import torch
 from torch import Tensor
 
-from .checks import check_deform_cross_attn, check_ms_deform_attn
+from .checks import as_integers, as_levels, check_deform_cross_attn, check_ms_deform_attn
 from .reference import deform_cross_attn_reference, ms_deform_attn_reference
 
 try:
@@ -58,7 +58,7 @@ def ms_deform_attn(
     """
     if not _has_kernel(value):
         return ms_deform_attn_reference(value, spatial_shapes, sampling_locations, attention_weights)
-    flat = [size for height, width in spatial_shapes for size in (height, width)]
+    flat = [size for level in as_levels(spatial_shapes) for size in level]
     return torch.ops.piip_ops.ms_deform_attn(value, flat, sampling_locations, attention_weights)
 
 
@@ -88,7 +88,9 @@ def deform_cross_attn(
     """
     if not _has_kernel(value):
         return deform_cross_attn_reference(value, offsets, logits, query_shape, value_shape)
-    return torch.ops.piip_ops.deform_cross_attn(value, offsets, logits, list(query_shape), list(value_shape))
+    query_shape = as_integers("query_shape", query_shape)
+    value_shape = as_integers("value_shape", value_shape)
+    return torch.ops.piip_ops.deform_cross_attn(value, offsets, logits, query_shape, value_shape)
 
 
 def build_info() -> dict[str, str]:

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .checks import check_deform_cross_attn, check_ms_deform_attn
+from .checks import as_integers, as_levels, check_deform_cross_attn, check_ms_deform_attn
 
 
 def ms_deform_attn_reference(
@@ -36,7 +36,7 @@ def ms_deform_attn_reference(
     Raises:
         ValueError: a shape, dtype or device does not fit; the message names the argument.
     """
-    shapes = [(height, width) for height, width in spatial_shapes]
+    shapes = as_levels(spatial_shapes)
     check_ms_deform_attn(value, shapes, sampling_locations, attention_weights)
     dtype = torch.float64 if value.dtype == torch.float64 else torch.float32
     return _sample(value.to(dtype), shapes, sampling_locations.to(dtype), attention_weights.to(dtype)).to(
@@ -65,6 +65,8 @@ def deform_cross_attn_reference(
     Raises:
         ValueError: a shape, dtype or device does not fit; the message names the argument.
     """
+    query_shape = as_integers("query_shape", query_shape)
+    value_shape = as_integers("value_shape", value_shape)
     check_deform_cross_attn(value, offsets, logits, query_shape, value_shape)
     dtype = torch.float64 if value.dtype == torch.float64 else torch.float32
     (query_height, query_width), (height, width) = query_shape, value_shape
@@ -82,15 +84,19 @@ def deform_cross_attn_reference(
 def _sample(value: Tensor, shapes: Sequence[tuple[int, int]], locations: Tensor, weights: Tensor) -> Tensor:
     batch, _, heads, channels = value.shape
     queries, levels, points = locations.shape[1], locations.shape[3], locations.shape[4]
-    grids = (2 * locations - 1).permute(0, 2, 3, 1, 4, 5)  # (B, heads, levels, Q, points, 2)
+    grids = (2 * locations - 1).permute(0, 2, 3, 1, 4, 5).flatten(0, 1)  # (B*heads, levels, Q, points, 2)
     samples = []
     start = 0
     for level, (height, width) in enumerate(shapes):
         level_map = value[:, start : start + height * width].permute(0, 2, 3, 1)
+        # Points that touch no cell, NaN and infinite ones with them, go where grid_sample gives zeros.
+        x, y = grids[:, level].unbind(-1)
+        touches = (x.abs() <= 1 + 1 / width) & (y.abs() <= 1 + 1 / height)
+        grid = torch.where(touches.unsqueeze(-1), grids[:, level], -3.0)
         samples.append(
             F.grid_sample(
                 level_map.reshape(batch * heads, channels, height, width),
-                grids[:, :, level].flatten(0, 1),
+                grid,
                 mode="bilinear",
                 padding_mode="zeros",
                 align_corners=False,

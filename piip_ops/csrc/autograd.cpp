@@ -1,5 +1,6 @@
 // Gradients. In C++ instead of through torch.library.register_autograd, whose Python costs the host more than
 // the rest of the call; on a GPU, PIIP's small maps would wait for it.
+#include <ATen/FuncTorchTLS.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
@@ -69,13 +70,37 @@ struct DeformCrossAttn : Function<DeformCrossAttn> {
   }
 };
 
+// Ends in one line what C++ gradients cannot take part in.
+void refuse_transforms() {
+  TORCH_CHECK(false,
+              "piip_ops: deformable attention does not run under torch.func (vmap, grad, jvp and others); "
+              "ms_deform_attn_reference and deform_cross_attn_reference run under vmap and grad");
+}
+void refuse_vmap(const c10::OperatorHandle&, torch::jit::Stack*) { refuse_transforms(); }
+
+void check_backward_mode(std::initializer_list<std::reference_wrapper<const Tensor>> tensors) {
+  if (const auto& transforms = at::functorch::functorchTLSAccessor()) {
+    try {
+      transforms->checkSupportsCppAutogradFunction();
+    } catch (const c10::Error&) {
+      refuse_transforms();
+    }
+  }
+  for (const Tensor& tensor : tensors) {
+    TORCH_CHECK(!tensor._fw_grad(/*level=*/0).defined(),
+                "piip_ops: deformable attention has no forward-mode derivatives; use backward mode");
+  }
+}
+
 Tensor ms_deform_attn(const Tensor& value, SymIntArrayRef spatial_shapes, const Tensor& locations,
                       const Tensor& weights) {
+  check_backward_mode({value, locations, weights});
   return MsDeformAttn::apply(value, spatial_shapes, locations, weights);
 }
 
 Gradients ms_deform_attn_backward(const Tensor& grad, const Tensor& value, SymIntArrayRef spatial_shapes,
                                   const Tensor& locations, const Tensor& weights) {
+  check_backward_mode({grad, value, locations, weights});
   const auto gradients = [&] {
     return call_ms_deform_attn_backward(grad, value, spatial_shapes, locations, weights);
   };
@@ -85,12 +110,14 @@ Gradients ms_deform_attn_backward(const Tensor& grad, const Tensor& value, SymIn
 
 Tensor deform_cross_attn(const Tensor& value, const Tensor& offsets, const Tensor& logits,
                          SymIntArrayRef query_shape, SymIntArrayRef value_shape) {
+  check_backward_mode({value, offsets, logits});
   return DeformCrossAttn::apply(value, offsets, logits, query_shape, value_shape);
 }
 
 Gradients deform_cross_attn_backward(const Tensor& grad, const Tensor& value, const Tensor& offsets,
                                      const Tensor& logits, SymIntArrayRef query_shape,
                                      SymIntArrayRef value_shape) {
+  check_backward_mode({grad, value, offsets, logits});
   const auto gradients = [&] {
     return call_deform_cross_attn_backward(grad, value, offsets, logits, query_shape, value_shape);
   };
@@ -105,6 +132,12 @@ TORCH_LIBRARY_IMPL(piip_ops, Autograd, m) {
   m.impl("ms_deform_attn_backward", ms_deform_attn_backward);
   m.impl("deform_cross_attn", deform_cross_attn);
   m.impl("deform_cross_attn_backward", deform_cross_attn_backward);
+}
+
+// The backward operators stay with PyTorch's loop: torch.autograd.grad(is_grads_batched=True) goes there.
+TORCH_LIBRARY_IMPL(piip_ops, FuncTorchBatched, m) {
+  m.impl("ms_deform_attn", torch::CppFunction::makeFromBoxedFunction<&refuse_vmap>());
+  m.impl("deform_cross_attn", torch::CppFunction::makeFromBoxedFunction<&refuse_vmap>());
 }
 
 }  // namespace piip_ops

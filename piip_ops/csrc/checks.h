@@ -26,6 +26,12 @@ inline void check_shape(const char* name, const at::Tensor& tensor, at::IntArray
 
 inline bool is_half(at::ScalarType type) { return type == at::kBFloat16 || type == at::kHalf; }
 
+// The side of a map up to which its positions, and two more behind it, are exact in the type of the sums
+// (float32, or float64 for float64 tensors) and in 32-bit integers.
+inline int64_t largest_side(at::ScalarType type) {
+  return type == at::kDouble ? (int64_t{1} << 31) - 3 : (int64_t{1} << 24) - 1;
+}
+
 // Points and mixing weights go together: in the type of value or, as a half type is coarse for them, in
 // float32.
 inline void check_kinds(const at::Tensor& value, const char* points_name, const at::Tensor& points,
@@ -54,16 +60,20 @@ inline Sizes check_ms_deform_attn(const at::Tensor& value, at::IntArrayRef spati
   TORCH_CHECK_VALUE(!spatial_shapes.empty() && spatial_shapes.size() % 2 == 0,
                     "spatial_shapes: expected (height, width) for every level, got ", spatial_shapes);
   const auto levels = static_cast<int64_t>(spatial_shapes.size()) / 2;
-  int64_t total = 0;
-  for (int64_t level = 0; level < levels; ++level) {
-    const int64_t height = spatial_shapes[2 * level], width = spatial_shapes[2 * level + 1];
-    TORCH_CHECK_VALUE(height >= 1 && width >= 1 && height <= INT32_MAX && width <= INT32_MAX,
-                      "spatial_shapes: expected heights and widths of at least 1, got ", spatial_shapes);
-    total += height * width;
-  }
   const Sizes n{value.size(0), locations.size(1), value.size(2), value.size(3),
                 levels,        locations.size(4), value.size(1)};
-  TORCH_CHECK_VALUE(total == n.length, "spatial_shapes: these levels hold ", total,
+  const int64_t largest = largest_side(value.scalar_type());
+  int64_t rest = n.length;  // counted down, for a sum of products can wrap
+  for (int64_t level = 0; level < levels; ++level) {
+    const int64_t height = spatial_shapes[2 * level], width = spatial_shapes[2 * level + 1];
+    TORCH_CHECK_VALUE(height >= 1 && width >= 1 && height <= largest && width <= largest,
+                      "spatial_shapes: expected heights and widths of 1 to ", largest, " for ",
+                      value.scalar_type(), ", got ", spatial_shapes);
+    TORCH_CHECK_VALUE(height * width <= rest, "spatial_shapes: these levels hold more than the ", n.length,
+                      " positions of value (its dim 1)");
+    rest -= height * width;
+  }
+  TORCH_CHECK_VALUE(rest == 0, "spatial_shapes: these levels hold ", n.length - rest,
                     " positions, but value has ", n.length, " (its dim 1)");
   check_shape("sampling_locations", locations, {n.batch, n.queries, n.heads, n.levels, n.points, 2});
   check_shape("attention_weights", weights, {n.batch, n.queries, n.heads, n.levels, n.points});
@@ -79,9 +89,11 @@ inline Sizes check_deform_cross_attn(const at::Tensor& value, const at::Tensor& 
   check_dims("logits", logits, "(B, hq*wq, heads, points)", 4);
   TORCH_CHECK_VALUE(query_shape.size() == 2, "query_shape: expected (height, width), got ", query_shape);
   TORCH_CHECK_VALUE(value_shape.size() == 2, "value_shape: expected (height, width), got ", value_shape);
-  TORCH_CHECK_VALUE(value_shape[0] >= 1 && value_shape[1] >= 1 && value_shape[0] <= INT32_MAX &&
-                        value_shape[1] <= INT32_MAX,
-                    "value_shape: expected a height and a width of at least 1, got ", value_shape);
+  const int64_t largest = largest_side(value.scalar_type());
+  TORCH_CHECK_VALUE(
+      value_shape[0] >= 1 && value_shape[1] >= 1 && value_shape[0] <= largest && value_shape[1] <= largest,
+      "value_shape: expected a height and a width of 1 to ", largest, " for ", value.scalar_type(), ", got ",
+      value_shape);
   const Sizes n{value.size(0),   offsets.size(1), value.size(2), value.size(3), 1,
                 offsets.size(3), value.size(1)};
   TORCH_CHECK_VALUE(value_shape[0] * value_shape[1] == n.length, "value_shape: ", value_shape[0], " x ",

@@ -3,8 +3,10 @@
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -46,6 +48,46 @@ def test_double_backward_says_what_to_do():
         torch.autograd.grad(sum(g.sum() for g in grads), inputs)
 
 
+@compiled
+@pytest.mark.parametrize(
+    "transform",
+    [
+        torch.func.grad,
+        torch.func.jacrev,
+        torch.func.hessian,
+        lambda f: lambda x: torch.vmap(f)(x[None]),
+        lambda f: lambda x: torch.func.jvp(f, (x,), (x,)),
+        lambda f: lambda x: torch.func.vjp(f, x),
+    ],
+    ids=["grad", "jacrev", "hessian", "vmap", "jvp", "vjp"],
+)
+def test_transforms_say_what_to_do(transform):
+    value, offsets, logits = cross_inputs()
+    functions = [
+        lambda x: deform_cross_attn(x, offsets, logits, (5, 7), (6, 4)).sum(),
+        lambda x: ms_deform_attn(
+            x,
+            SHAPES[:1],
+            LOCATIONS[:, :, :1, :1].expand(-1, -1, 4, -1, -1, -1),
+            WEIGHTS[:, :, :1, :1].expand(-1, -1, 4, -1, -1),
+        ).sum(),
+    ]
+    for function in functions:
+        with pytest.raises(RuntimeError, match=r"^piip_ops: .*torch\.func.*_reference") as caught:
+            transform(function)(value)
+        assert "\n" not in str(caught.value)
+
+
+@compiled
+def test_forward_mode_says_so():
+    value, offsets, logits = cross_inputs()
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(offsets, offsets)
+        with pytest.raises(RuntimeError, match=r"^piip_ops: .*no forward-mode derivatives") as caught:
+            deform_cross_attn(value, dual, logits, (5, 7), (6, 4))
+    assert "\n" not in str(caught.value)
+
+
 class Attention(nn.Module):
     """Two maps that look at each other, sizes taken from the inputs."""
 
@@ -63,6 +105,38 @@ class Attention(nn.Module):
             (height, width),
             (feat.shape[1], feat.shape[2]),
         )
+
+
+def test_traces_and_flop_counters_hand_sizes_on_as_tensors():
+    torch.manual_seed(0)
+    model = Attention().to(DEVICE)
+    inputs = torch.randn(2, 5, 6, 24, device=DEVICE), torch.randn(2, 4, 7, 24, device=DEVICE)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a size becomes a constant of the trace
+        traced = torch.jit.trace(model, inputs)
+    torch.testing.assert_close(traced(*inputs), model(*inputs))
+    fvcore = pytest.importorskip("fvcore.nn")
+    analysis = fvcore.FlopCountAnalysis(model, inputs).set_op_handle(**piip_ops.flop_handles())
+    analysis.unsupported_ops_warnings(False).tracer_warnings("none")
+    if piip_ops.build_info()["extension"] == "built":
+        # batch, queries, heads, points, channels; 5 per channel
+        assert analysis.by_operator()["deform_cross_attn"] == 2 * 30 * 4 * 4 * 6 * 5
+    assert analysis.by_operator()["linear"] == 2 * 30 * 24 * (32 + 16)
+
+
+@pytest.mark.parametrize("function", [ms_deform_attn, ms_deform_attn_reference])
+def test_levels_as_a_tensor_and_under_trace(function):
+    value, locations, weights = ms_inputs(shapes=SHAPES)
+    expected = function(value, SHAPES, locations, weights)
+    assert torch.equal(function(value, torch.tensor(SHAPES), locations, weights), expected)
+    assert torch.equal(function(value, np.array(SHAPES), locations, weights), expected)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        traced = torch.jit.trace(
+            lambda v, maps, *x: function(v, [m.shape[:2] for m in maps], *x),
+            (value, [torch.zeros(shape) for shape in SHAPES], locations, weights),
+        )
+    assert torch.equal(traced(value, [torch.zeros(shape) for shape in SHAPES], locations, weights), expected)
 
 
 def test_compile_with_dynamic_sizes():
@@ -116,6 +190,20 @@ def test_half_value_takes_float32_positions():
 
 VALUE, OFFSETS, LOGITS = cross_inputs()
 MS_VALUE, LOCATIONS, WEIGHTS = ms_inputs()
+HUGE = 2**31 - 3  # the longest side of a float64 map
+
+
+def _wrapping():
+    """Locations and weights for 29 levels, whose 2^64 + 31 positions are the 31 of value in 64 bits."""
+    return LOCATIONS[:, :, :, :1].expand(-1, -1, -1, 29, -1, -1), WEIGHTS[:, :, :, :1].expand(
+        -1, -1, -1, 29, -1
+    )
+
+
+def _one_level():
+    return LOCATIONS[:, :, :, :1].float(), WEIGHTS[:, :, :, :1].float()
+
+
 CROSS_MISTAKES = {
     "value": [(VALUE[0], OFFSETS, LOGITS, (5, 7), (6, 4)), (VALUE.long(), OFFSETS, LOGITS, (5, 7), (6, 4))],
     "offsets": [
@@ -133,13 +221,21 @@ CROSS_MISTAKES = {
         (VALUE, OFFSETS, LOGITS, (5, 7), (6, 5)),
         (VALUE, OFFSETS, LOGITS, (5, 7), (-6, -4)),
         (VALUE, OFFSETS, LOGITS, (5, 7), (24,)),
+        (VALUE.float()[:, :1].expand(-1, 2**24, -1, -1), OFFSETS.float(), LOGITS.float(), (5, 7), (1, 2**24)),
+        (VALUE, OFFSETS, LOGITS, (5, 7), (HUGE, HUGE)),
+        (VALUE, OFFSETS, LOGITS, (5, 7), (6.0, 4)),
+        (VALUE, OFFSETS, LOGITS, (5, 7), (2**70, 4)),
     ],
 }
 MS_MISTAKES = {
     "spatial_shapes": [
         (MS_VALUE, SHAPES[:2], LOCATIONS, WEIGHTS),
         (MS_VALUE, [], LOCATIONS, WEIGHTS),
+        (MS_VALUE, [[6, 4, 1], [3, 2], [1, 1]], LOCATIONS, WEIGHTS),
+        (MS_VALUE, [["6", 4], [3, 2], [1, 1]], LOCATIONS, WEIGHTS),
         (MS_VALUE, [[6, 4], [7, 1], [0, 3]], LOCATIONS, WEIGHTS),
+        (MS_VALUE, [[HUGE, HUGE]] * 4 + [[HUGE, 1]] * 24 + [[67, 1]], *_wrapping()),
+        (MS_VALUE.float()[:, :1].expand(-1, 2**24, -1, -1), [[1, 2**24]], *_one_level()),
     ],
     "sampling_locations": [(MS_VALUE, SHAPES, LOCATIONS[:, :, :2], WEIGHTS)],
     "attention_weights": [

@@ -1,5 +1,7 @@
 """The operators compute what the published code computed, and what their reference computes."""
 
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +33,18 @@ TOLERANCE = {
     torch.bfloat16: 2**-8 + 1e-5,
     torch.float16: 2**-11 + 1e-5,
 }
+
+
+LEVELS = (ms_deform_attn, ms_deform_attn_reference)
+CROSS = (deform_cross_attn, deform_cross_attn_reference)
+
+
+def _cross(function, query_shape, value_shape, *inputs):
+    return function(*inputs, query_shape, value_shape)
+
+
+def _levels(function, shapes, value, *inputs):
+    return function(value, shapes, *inputs)
 
 
 @pytest.mark.parametrize("path", FIXTURES, ids=lambda path: path.stem)
@@ -156,6 +170,59 @@ def test_bad_positions_sample_zeros_and_leave_the_rest_alone(bad, dtype):
         torch.testing.assert_close(spoiled[index][:, others], clean[index][:, others], rtol=0, atol=0)
     assert not spoiled[0][:, 7].any()
     assert spoiled[1].isfinite().all()
+
+
+def _with_holes(tensor: torch.Tensor, share: float, bad: Sequence[float] = (float("nan"),)) -> torch.Tensor:
+    """The tensor with that share of its numbers replaced by ``bad`` ones."""
+    random = torch.Generator().manual_seed(tensor.numel())
+    holes = torch.rand(tensor.shape, generator=random) < share
+    filling = torch.tensor(bad, dtype=tensor.dtype)[torch.randint(len(bad), tensor.shape, generator=random)]
+    return torch.where(holes.to(DEVICE), filling.to(DEVICE), tensor)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("spoiled", ["value", "points", "mixing", "cotangent", "all"])
+@pytest.mark.parametrize("cross", [True, False])
+def test_nan_is_where_the_reference_has_it(cross, spoiled, dtype):
+    """Outside the map lie zeros: a border cell of NaN, or infinity, is not seen from there."""
+    shapes, queries = ((4, 5),) if cross else ((4, 5), (1, 3), (2, 1)), (5, 7)
+    if cross:
+        inputs = cross_inputs(query_shape=queries, value_shape=shapes[0], heads=6, channels=20)
+        functions = [partial(_cross, function, queries, shapes[0]) for function in CROSS]
+    else:
+        inputs = ms_inputs(shapes=shapes, heads=6, channels=20)
+        functions = [partial(_levels, function, shapes) for function in LEVELS]
+    nan, infinity = float("nan"), float("inf")
+    value, points, mixing = inputs
+    if spoiled in ("value", "all"):
+        value = _with_holes(value, 0.02, (nan, infinity, -infinity))
+    if spoiled in ("points", "all"):
+        points = _with_holes(points, 0.1, (nan, infinity, -infinity, 1e30))
+    if spoiled in ("mixing", "all"):
+        mixing = _with_holes(mixing, 0.02)
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    inputs = [value.to(dtype), points.to(wide), mixing.to(wide)]
+    results = []
+    for function in functions:
+        leaves = [t.clone().requires_grad_() for t in inputs]
+        out = function(*leaves)
+        cotangent = torch.ones_like(out)
+        if spoiled in ("cotangent", "all"):
+            cotangent = _with_holes(cotangent, 0.02)
+        results.append([out.detach(), *torch.autograd.grad(out, leaves, cotangent)])
+    for actual, expected in zip(*results, strict=True):
+        assert torch.equal(actual.isnan(), expected.isnan())
+        assert torch.equal(actual.isinf(), expected.isinf())
+        finite = expected.isfinite()
+        assert error(actual[finite], expected[finite]) < TOLERANCE[dtype]
+
+
+def test_a_border_cell_of_nan_is_not_seen_from_outside():
+    value = torch.ones(1, 4, 1, 3, dtype=torch.float64, device=DEVICE)
+    value[0, 1] = float("nan")
+    location = value.new_tensor([[0.4 / 4, 0.5], [-3.0, 0.5]]).view(1, 2, 1, 1, 1, 2)  # at -0.1, and far away
+    out = ms_deform_attn(value, [(1, 4)], location, value.new_ones(1, 2, 1, 1, 1))
+    torch.testing.assert_close(out, torch.tensor([0.9, 0.0]).to(value).view(1, 2, 1).expand(1, 2, 3))
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)

@@ -8,9 +8,10 @@ template <typename Acc>
 struct BackwardScratch {
   Plan<Acc> plan;
   Points<Acc> points[kQueryBlock];
-  Acc* dots[kQueryBlock];  // (4, padded) each: grad_out . value at a point's corners
-  Acc* grad_xy;            // (2 * padded)
-  Acc* grad_mixing;        // (padded)
+  Acc* dots[kQueryBlock];      // (4, padded) each: grad_out . value at a point's corners
+  Acc* grad_xy;                // (2 * padded)
+  Acc* grad_mixing;            // (padded)
+  uint8_t exact[kQueryBlock];  // a bit for every head that is left to exact_impl.h
 
   BackwardScratch(const Problem& problem, Arena& arena) : plan(problem, arena) {
     for (int64_t q = 0; q < kQueryBlock; ++q) {
@@ -20,17 +21,6 @@ struct BackwardScratch {
     grad_xy = arena.take<Acc>(2 * plan.padded);
     grad_mixing = arena.take<Acc>(plan.padded);
   }
-};
-
-// The rows that one call of scatter works on, from its first channel on; strides in elements.
-template <typename Acc, typename S>
-struct ScatterRows {
-  const S* grad_out;
-  int64_t grad_out_stride;
-  const S* value;
-  int64_t value_stride;
-  Acc* grad_value;
-  int64_t grad_value_stride;
 };
 
 // Dot products with grad_out and additions to grad_value for up to four vectors of channels, the last of them
@@ -48,6 +38,7 @@ void scatter(const BackwardScratch<Acc>& scratch, int64_t queries, int64_t head,
   const int64_t stride = rows.value_stride, grad_stride = rows.grad_value_stride;
   const Step first_step = plan.step[0];
   for (int64_t q = 0; q < queries; ++q) {
+    if (scratch.exact[q] >> head & 1) continue;
     const int32_t* position = scratch.points[q].position + head * per_head;
     const Acc* weight = scratch.points[q].weight + head * per_head;
     Acc* dots = scratch.dots[q] + head * per_head;
@@ -216,30 +207,71 @@ void backward_of(const Problem& problem, int64_t begin, int64_t end, void* memor
       prefetch_ahead(problem, value, problem.value.row_stride, heads * channels, first_query, queries);
       prefetch_ahead(problem, grad_value, problem.grad_value.row_stride, heads * channels, first_query,
                      queries);
+      const auto rows_at = [&](int64_t q, int64_t head, int64_t c) -> ScatterRows<Acc, S> {
+        const int64_t channel = (first_head + head) * channels + c;
+        return {
+            row_of<S>(problem.grad_out, batch, first_query + q, channel),
+            problem.grad_out.row_stride,
+            row_of<S>(problem.value, batch, 0, channel),
+            problem.value.row_stride,
+            row_of<Acc>(problem.grad_value, batch, 0, channel),
+            problem.grad_value.row_stride,
+        };
+      };
+      FiniteCheck<Acc> finite_inputs, finite_results;
       for (int64_t q = 0; q < queries; ++q) {
         prepare<Acc, true>(problem, scratch.plan, batch, first_query + q, group, scratch.points[q]);
+        finite_inputs.show(scratch.points[q].attention, count);
+        finite_inputs.show(rows_at(q, 0, 0).grad_out, heads * channels);
+        scratch.exact[q] = 0;
+      }
+      if (!finite_inputs.all_finite()) {
+        for (int64_t q = 0; q < queries; ++q) {
+          for (int64_t head = 0; head < heads; ++head) {
+            const bool finite = all_finite<Acc>(scratch.points[q].attention + head * per_head, per_head) &&
+                                all_finite<Acc>(rows_at(q, head, 0).grad_out, channels);
+            scratch.exact[q] |= static_cast<uint8_t>(!finite << head);
+          }
+        }
       }
       for (int64_t head = 0; head < heads; ++head) {
         for (int64_t c = 0; c < channels; c += 4 * lanes) {
-          const int64_t rest = smaller(channels - c, 4 * lanes), channel = (first_head + head) * channels + c;
-          const ScatterRows<Acc, S> rows = {
-              row_of<S>(problem.grad_out, batch, first_query, channel),
-              problem.grad_out.row_stride,
-              row_of<S>(problem.value, batch, 0, channel),
-              problem.value.row_stride,
-              row_of<Acc>(problem.grad_value, batch, 0, channel),
-              problem.grad_value.row_stride,
-          };
+          const int64_t rest = smaller(channels - c, 4 * lanes);
           const auto run = one_run ? choose_scatter<Acc, S, true>(rest) : choose_scatter<Acc, S, false>(rest);
-          run(scratch, queries, head, rows, c == 0, tail);
+          run(scratch, queries, head, rows_at(0, head, c), c == 0, tail);
         }
       }
-      for (int64_t q = 0; q < queries; ++q) {
-        finish_points(problem, scratch, q, heads);
+      const auto write_points = [&](int64_t q) {
         write(problem.grad_points, problem.point_type, batch, first_query + q, 2 * first, 2 * count,
               scratch.grad_xy);
         write(problem.grad_mixing, problem.point_type, batch, first_query + q, first, count,
               scratch.grad_mixing);
+      };
+      for (int64_t q = 0; q < queries; ++q) {
+        finish_points(problem, scratch, q, heads);
+        finite_results.show(scratch.grad_mixing, count);
+        write_points(q);
+      }
+      if (finite_inputs.all_finite() && finite_results.all_finite()) continue;
+      for (int64_t q = 0; q < queries; ++q) {
+        for (int64_t head = 0; head < heads; ++head) {
+          const bool add = scratch.exact[q] >> head & 1;
+          bool finite = !add;
+          for (int corner = 0; corner < 4; ++corner) {
+            const Acc* dots = scratch.dots[q] + corner * scratch.plan.padded + head * per_head;
+            finite = finite && all_finite<Acc>(dots, per_head);
+          }
+          if (finite) continue;
+          scratch.exact[q] |= static_cast<uint8_t>(1 << head);
+          scatter_exactly(scratch.plan, scratch.points[q], head, rows_at(q, head, 0), channels, add,
+                          scratch.dots[q]);
+        }
+        finish_points(problem, scratch, q, heads);
+        for (int64_t head = 0; head < heads; ++head) {
+          if (scratch.exact[q] >> head & 1)
+            drop_gradients_outside(scratch.plan, scratch.points[q], head, scratch.grad_xy);
+        }
+        write_points(q);
       }
     }
   }

@@ -9,11 +9,13 @@ struct ForwardScratch {
   static constexpr int64_t lanes = kLanes<Acc>;
   Plan<Acc> plan;
   Points<Acc> points[kQueryBlock];
-  Acc* out;  // (kQueryBlock, out_stride): a head group's channels and room for a vector behind them
+  Points<Acc> exact;  // of one query, where what comes out is not finite
+  Acc* out;           // (kQueryBlock, out_stride): a head group's channels and room for a vector behind them
   int64_t out_stride;
 
   ForwardScratch(const Problem& problem, Arena& arena) : plan(problem, arena) {
     for (auto& query : points) query = take_points<Acc>(arena, plan.padded, false);
+    exact = take_points<Acc>(arena, plan.padded, true);
     out_stride = round_up(kHeadGroup * problem.channels + lanes, lanes);
     out = arena.take<Acc>(kQueryBlock * out_stride);
   }
@@ -123,9 +125,23 @@ void forward_as(const Problem& problem, int64_t begin, int64_t end, void* memory
               tail);
         }
       }
+      FiniteCheck<Acc> finite;
+      for (int64_t q = 0; q < queries; ++q)
+        finite.show(scratch.out + q * scratch.out_stride, heads * channels);
+      const bool whole_block_finite = finite.all_finite();
       for (int64_t q = 0; q < queries; ++q) {
+        Acc* out = scratch.out + q * scratch.out_stride;
+        if (!whole_block_finite && !all_finite<Acc>(out, heads * channels)) {
+          prepare<Acc, true>(problem, scratch.plan, batch, first_query + q, group, scratch.exact);
+          for (int64_t head = 0; head < heads; ++head) {
+            if (all_finite<Acc>(out + head * channels, channels)) continue;
+            const S* value = row_of<S>(problem.value, batch, 0, (first_head + head) * channels);
+            gather_exactly(scratch.plan, scratch.exact, head, value, problem.value.row_stride, channels,
+                           out + head * channels);
+          }
+        }
         write(problem.out, problem.value_type, batch, first_query + q, first_head * channels,
-              heads * channels, scratch.out + q * scratch.out_stride);
+              heads * channels, out);
       }
     }
   });

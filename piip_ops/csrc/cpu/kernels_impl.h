@@ -78,5 +78,6 @@ PIIP_OPS_INLINE void write(const Rows& rows, ScalarType type, int64_t batch, int
 
 #include "points_impl.h"
 
+#include "exact_impl.h"
 #include "forward_impl.h"
 #include "backward_impl.h"

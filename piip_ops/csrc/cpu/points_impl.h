@@ -166,6 +166,15 @@ struct Axis {
   }
 };
 
+// Whether a corner of point i lies inside the map, even if with a weight of zero: around such a position an
+// axis has a slope. The other corners are neighbours that the kernels multiply by zero instead of leaving
+// them out, and that is no zero for infinity and NaN: where these are, the kernels begin again
+// (exact_impl.h).
+template <typename Acc>
+PIIP_OPS_INLINE bool is_inside(const Points<Acc>& points, int64_t padded, int64_t i, int corner) {
+  return points.slope_y[corner / 2 * padded + i] != 0 && points.slope_x[corner % 2 * padded + i] != 0;
+}
+
 template <typename Acc, bool backward>
 PIIP_OPS_INLINE void prepare(const Problem& problem, const Plan<Acc>& plan, int64_t batch, int64_t query,
                              int64_t group, const Points<Acc>& out) {

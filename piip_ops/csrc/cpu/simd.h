@@ -315,19 +315,58 @@ PIIP_OPS_INLINE void add_tail(Acc* to, Vector<Acc, kLanes<Acc>> x, const Tail<Ac
 #endif
 }
 
+template <typename Acc, typename S>
+PIIP_OPS_INLINE Acc element_as(S x) {
+  if constexpr (sizeof(S) == 2) {
+    return to_float(x);
+  } else {
+    return x;
+  }
+}
+
+// Whether all numbers that it is shown are finite.
+template <typename Acc>
+class FiniteCheck {
+ public:
+  template <typename S>
+  PIIP_OPS_INLINE void show(const S* p, int64_t n) {
+    int64_t i = 0;
+    for (; i + lanes <= n; i += lanes) show(load_as<Acc>(p + i));
+    if (i < n && n >= lanes) {
+      show(load_as<Acc>(p + n - lanes));
+    } else {
+      for (; i < n; ++i) differences_[0] += element_as<Acc>(p[i]) - element_as<Acc>(p[i]);
+    }
+  }
+  PIIP_OPS_INLINE bool all_finite() const {
+    Acc sums[lanes];
+    store(sums, differences_);
+    for (int half = lanes / 2; half > 0; half /= 2) {
+      for (int l = 0; l < half; ++l) sums[l] += sums[l + half];
+    }
+    return sums[0] == 0;
+  }
+
+ private:
+  static constexpr int lanes = kLanes<Acc>;
+  using V = Vector<Acc, lanes>;
+  PIIP_OPS_INLINE void show(V v) { differences_ += v - v; }
+  V differences_{};  // of each number with itself: 0, or NaN where it is infinite or NaN
+};
+template <typename Acc, typename S>
+PIIP_OPS_INLINE bool all_finite(const S* p, int64_t n) {
+  FiniteCheck<Acc> check;
+  check.show(p, n);
+  return check.all_finite();
+}
+
 // n elements between a tensor and accumulators.
 template <typename Acc, typename S>
 inline void read_row(const S* from, int64_t n, Acc* to) {
   constexpr int lanes = kLanes<Acc>;
   int64_t i = 0;
   for (; i + lanes <= n; i += lanes) store(to + i, load_as<Acc>(from + i));
-  for (; i < n; ++i) {
-    if constexpr (sizeof(S) == 2) {
-      to[i] = to_float(from[i]);
-    } else {
-      to[i] = from[i];
-    }
-  }
+  for (; i < n; ++i) to[i] = element_as<Acc>(from[i]);
 }
 
 // Rows are short: a loop beats a call of memcpy.
@@ -350,11 +389,12 @@ inline void write_row(const float* from, int64_t n, Float16* to) {
   for (; i < n; ++i) to[i] = to_float16(from[i]);
 }
 
-// exp(x) for x <= 0, to 2 ulp; NaN stays NaN.
+// exp(x) for x <= 0, to 2 ulp; exactly 0 for -infinity, NaN for NaN.
 template <int lanes>
 PIIP_OPS_INLINE Vector<float, lanes> exp_of_negative(Vector<float, lanes> x) {
   using V = Vector<float, lanes>;
   using U = Vector<uint32_t, lanes>;
+  const auto nothing = x == broadcast<V>(-__builtin_inff());
   x = x < -87.0f ? broadcast<V>(-87.0f) : x;
   const V magic = broadcast<V>(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer, in the low bits
   const V shifted = x * 1.44269504089f + magic;
@@ -367,7 +407,7 @@ PIIP_OPS_INLINE Vector<float, lanes> exp_of_negative(Vector<float, lanes> x) {
   p = p * r + 5.0000001201e-1f;
   p = p * r * r + r + 1.0f;
   const U exponent = (reinterpret_cast<U>(shifted) << 23) + (127u << 23);
-  return p * reinterpret_cast<V>(exponent);
+  return nothing ? V{} : p * reinterpret_cast<V>(exponent);
 }
 template <int lanes>
 PIIP_OPS_INLINE Vector<double, lanes> exp_of_negative(Vector<double, lanes> x) {

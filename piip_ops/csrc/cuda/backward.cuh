@@ -57,9 +57,11 @@ __global__ void __launch_bounds__(kThreads) backward_kernel(const __grid_constan
             const auto grad = *reinterpret_cast<const Pack<S, width>*>(grad_out + channel);
 #pragma unroll
             for (int corner = 0; corner < 4; ++corner) {
-              if (!corners.inside[corner]) continue;
-              const auto pack = *reinterpret_cast<const Pack<S, width>*>(
-                  value + corners.row[corner] * a.value_row_stride + channel);
+              Pack<S, width> pack{};  // outside lie zeros, which a gradient of NaN spoils
+              if (corners.inside[corner]) {
+                pack = *reinterpret_cast<const Pack<S, width>*>(
+                    value + corners.row[corner] * a.value_row_stride + channel);
+              }
               const Acc weight = sample.attention * corners.weight(corner);
               Acc share[width];
 #pragma unroll
@@ -67,14 +69,18 @@ __global__ void __launch_bounds__(kThreads) backward_kernel(const __grid_constan
                 dot[corner] += static_cast<Acc>(grad.item[c]) * static_cast<Acc>(pack.item[c]);
                 share[c] = weight * static_cast<Acc>(grad.item[c]);
               }
+              if (!corners.inside[corner]) continue;
               add_to<width>(grad_value + corners.row[corner] * grad_row_stride + channel, share);
             }
           }
           const Acc fx = corners.fraction_x, fy = corners.fraction_y;
           const Acc left = (1 - fy) * dot[0] + fy * dot[2], right = (1 - fy) * dot[1] + fy * dot[3];
           const Acc top = (1 - fx) * dot[0] + fx * dot[1], bottom = (1 - fx) * dot[2] + fx * dot[3];
-          const Acc grad_x = group_sum(sample.attention * (right - left), a.lanes);
-          const Acc grad_y = group_sum(sample.attention * (bottom - top), a.lanes);
+          // A position that touches no cell has no gradient, whatever it would be multiplied by.
+          const bool touches =
+              corners.inside[0] || corners.inside[1] || corners.inside[2] || corners.inside[3];
+          const Acc grad_x = group_sum(touches ? sample.attention * (right - left) : Acc(0), a.lanes);
+          const Acc grad_y = group_sum(touches ? sample.attention * (bottom - top) : Acc(0), a.lanes);
           const Acc grad_attention = group_sum((1 - fx) * left + fx * right, a.lanes);
           if (i == place.lane) {
             my_grad_x = grad_x;

@@ -24,15 +24,19 @@ __global__ void __launch_bounds__(kThreads) forward_kernel(const __grid_constant
           for (int i = 0; i < count; ++i) {
             const auto sample = prepared.of_lane(i, a.lanes);
             const Corners<Acc> corners(level, sample);
+            Acc sampled[width] = {};
 #pragma unroll
             for (int corner = 0; corner < 4; ++corner) {
               if (!mine || !corners.inside[corner]) continue;
               const auto pack = *reinterpret_cast<const Pack<S, width>*>(
                   value + corners.row[corner] * a.value_row_stride + channel);
-              const Acc weight = sample.attention * corners.weight(corner);
+              const Acc weight = corners.weight(corner);
 #pragma unroll
-              for (int c = 0; c < width; ++c) sum[c] += weight * static_cast<Acc>(pack.item[c]);
+              for (int c = 0; c < width; ++c) sampled[c] += weight * static_cast<Acc>(pack.item[c]);
             }
+            // A weight that is not finite spoils samples of zeros too, as in the definition.
+#pragma unroll
+            for (int c = 0; c < width; ++c) sum[c] += sample.attention * sampled[c];
           }
         }
       }

@@ -74,10 +74,10 @@ struct Array {
   Rows rows() const { return {memory.get(), count * width, width}; }
 };
 
-enum class Numbers { kTame, kWild, kAnyBits };
+enum class Numbers { kTame, kHoles, kWild, kAnyBits };
 
-// Mostly around zero; wild: now and then huge, infinite or not a number; any bits (of a half type, else
-// wild).
+// Mostly around zero; holes: now and then not a number; wild: or huge, or infinite; any bits (of a half type,
+// else wild).
 Array random_array(ScalarType type, int64_t batch, int64_t count, int64_t width, Numbers numbers) {
   Array array(type, batch, count, width);
   std::normal_distribution<double> normal(0, 2);
@@ -87,13 +87,15 @@ Array random_array(ScalarType type, int64_t batch, int64_t count, int64_t width,
     if (numbers == Numbers::kAnyBits && size_of(type) == 2) {
       reinterpret_cast<uint16_t*>(array.memory.get())[i] = static_cast<uint16_t>(pick(0, 65535));
     } else {
-      set(array.memory, type, i, kind < 5 ? strange[kind] : normal(random_bits));
+      const bool is_strange = numbers == Numbers::kHoles ? kind == 4 : kind < 5;
+      set(array.memory, type, i, is_strange ? strange[kind] : normal(random_bits));
     }
   }
   return array;
 }
 
-// The largest difference between two arrays that hold the same numbers in another order of summation.
+// The largest difference between two arrays that hold the same numbers in another order of summation; what is
+// not a number is so in both.
 double tolerance(ScalarType type) {
   switch (type) {
     case ScalarType::kFloat64:
@@ -114,7 +116,7 @@ void compare(const Array& expected, const Array& actual, const char* what, const
   }
   for (int64_t i = 0; i < expected.size(); ++i) {
     const double a = get(expected.memory, expected.type, i), b = get(actual.memory, actual.type, i);
-    if (std::abs(a - b) <= tolerance(expected.type) * largest) continue;
+    if ((std::isnan(a) && std::isnan(b)) || std::abs(a - b) <= tolerance(expected.type) * largest) continue;
     std::printf("%s: %s[%lld] is %g, expected %g\n", kernels, what, static_cast<long long>(i), b, a);
     std::exit(1);
   }
@@ -173,7 +175,9 @@ void run_once(const std::vector<const Kernels*>& kernels) {
   const int64_t of_query = p.heads * p.levels * p.points;
   // Half of the problems hold numbers whose sums can be compared, the others whatever memory may hold.
   const bool comparable = pick(0, 1) == 1;
-  const Numbers numbers = comparable ? Numbers::kTame : Numbers::kAnyBits;
+  const Numbers numbers = !comparable         ? Numbers::kAnyBits
+                          : pick(0, 1) == 1 ? Numbers::kHoles
+                                            : Numbers::kTame;
   const Array value = random_array(p.value_type, p.batch, p.length, p.heads * p.channels, numbers);
   const Array points = random_array(p.point_type, p.batch, p.queries, 2 * of_query,
                                     comparable ? Numbers::kWild : Numbers::kAnyBits);

@@ -22,6 +22,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import piip_ops
+
 __all__ = ["OperatorCounts", "build_on_meta", "count_operators"]
 
 # One operation an element and no multiply-add of its own; the published counters leave most of them out too.
@@ -46,15 +48,6 @@ def _attention(inputs: list[Any], outputs: list[Any]) -> int:
     return prod(batch) * queries * keys * (dim + value_dim)
 
 
-def _deform_attn(weights: int) -> Callable[[list[Any], list[Any]], int]:
-    """A handler for deformable attention: 4 multiply-adds per channel to interpolate a point, 1 to weight it.
-
-    Input 0 is value (B, S, heads, C), input ``weights`` is (B, Q, heads, points) or (B, Q, heads, levels,
-    points).
-    """
-    return lambda inputs, outputs: 5 * prod(get_shape(inputs[weights])) * get_shape(inputs[0])[-1]
-
-
 # fvcore's own guess for norms is 5 an element; 2, a scale and a shift, is what the published counters take.
 _HANDLERS = {
     "aten::scaled_dot_product_attention": _attention,
@@ -63,8 +56,7 @@ _HANDLERS = {
     "aten::upsample_bicubic2d": _per_element(16),
     "aten::_upsample_bicubic2d_aa": _per_element(16),
     "aten::upsample_linear1d": _per_element(2),
-    "piip_ops::deform_cross_attn": _deform_attn(weights=2),
-    "piip_ops::ms_deform_attn": _deform_attn(weights=3),
+    **piip_ops.flop_handles(),
     **{f"aten::{name}": None for name in _ELEMENTWISE},
 }
 
