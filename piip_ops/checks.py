@@ -2,6 +2,7 @@
 
 import operator
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -9,7 +10,7 @@ from torch import Tensor
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
-def as_integers(name: str, sizes: Sequence[int]) -> list[int]:
+def as_integers(name: str, sizes: Sequence[Any]) -> list[int]:
     """The sizes as numbers: ``torch.jit.trace``, and with it fvcore, hands those of tensors on as tensors.
 
     Raises:
