@@ -19,7 +19,9 @@ def as_integers(name: str, sizes: Sequence[Any]) -> list[int]:
     if torch.compiler.is_compiling():  # symbolic sizes are numbers, and a question would bind them
         return list(sizes)
     try:
-        integers = [size if isinstance(size, torch.SymInt) else operator.index(size) for size in sizes]
+        integers: list[Any] = [
+            size if isinstance(size, torch.SymInt) else operator.index(size) for size in sizes
+        ]
     except TypeError:
         raise ValueError(f"{name}: expected integers, got {sizes}") from None
     if any(isinstance(size, int) and abs(size) >= 2**31 for size in integers):
