@@ -22,7 +22,8 @@ from .. import require
 from .models import KINDS, randomise, tiny_piip
 
 DEVICE = os.environ.get("PIIP_DEVICE", "")
-pytestmark = pytest.mark.skipif(not DEVICE, reason="PIIP_DEVICE names no device")
+if not DEVICE:
+    pytest.skip("PIIP_DEVICE names no device", allow_module_level=True)
 SIZE = (2, 3, 64, 80)
 
 

@@ -67,7 +67,7 @@ def register(
 
 
 def describe_classes(name: str, categories: Sequence[Mapping[str, Any]]) -> None:
-    """Tell Detectron2's catalog of a dataset's classes what it does not know yet.
+    """Add a dataset's classes to Detectron2's catalog.
 
     Raises:
         ValueError: it knows other classes.

@@ -1,4 +1,4 @@
-"""COCO evaluation with a table one can read."""
+"""COCO evaluation with a short table."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _COLUMNS = {"AP": "AP", "AP50": "AP50", "AP75": "AP75", "APs": "small", "APm": "
 
 
 def summary(results: Mapping[str, Mapping[str, float]]) -> str:
-    """A table of AP, AP50, AP75 and AP by object size in percent, a line a task.
+    """A table of AP, AP50, AP75 and AP by object size in percent, one line per task.
 
     Args:
         results: what a `COCOEvaluator` returns: "bbox", and "segm" where there are masks.
@@ -100,7 +100,7 @@ class COCOEvaluator(Detectron2Evaluator):
             )
 
     def renderer(self) -> InstanceRenderer:
-        """What draws a detector's output in an evaluation."""
+        """Draws a detector's output during an evaluation."""
         return InstanceRenderer(self._metadata)
 
     def summary(self, results: Mapping[str, Mapping[str, float]]) -> str:

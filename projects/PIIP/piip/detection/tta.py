@@ -1,4 +1,4 @@
-"""Test-time augmentation of detectors: sizes of an image and their mirror images, detections merged."""
+"""Test-time augmentation of detectors: several sizes of an image, each also mirrored, and merging."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ class Views:
 
 
 def _with_size(inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """An input that says at what size boxes are wanted: at the image's own where nobody asks."""
+    """An input with the output size; the image's own size where none is given."""
     height, width = inputs["image"].shape[1:]
     return {"height": height, "width": width, **inputs}
 
@@ -97,7 +97,7 @@ def _square_around(backbone: Any, views: Sequence[Mapping[str, Any]]) -> Iterato
 class RCNNWithTTA(GeneralizedRCNNWithTTA):
     """Detectron2's test-time augmentation for a Mask or Cascade R-CNN of a LazyConfig.
 
-    Boxes of all views are merged by suppression; masks are the mean of what all views say of these.
+    Boxes of all views are merged by NMS; masks are the mean of all views' masks for the merged boxes.
 
     Args:
         model: the detector, in evaluation.
@@ -211,8 +211,7 @@ def _merged(
 class DINOWithTTA(nn.Module):
     """Test-time augmentation for DINO.
 
-    The queries of one view are told apart by the network; those of several views find the same objects anew,
-    so that merging them takes suppression, which DINO by itself does without.
+    Within a view DINO needs no NMS. Several views find the same objects again, so they are merged by NMS.
 
     Args:
         model: the detector, in evaluation.

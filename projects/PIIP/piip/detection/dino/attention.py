@@ -34,7 +34,7 @@ class MultiScaleDeformableAttention(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Points start on rays, a direction a head, at distances 1, 2, ...; weights equal."""
+        """Initialise: points on one ray per head, at distances 1, 2, ...; equal weights."""
         angles = torch.arange(self.num_heads) * (2 * math.pi / self.num_heads)
         rays = torch.stack([angles.cos(), angles.sin()], dim=-1)
         rays = rays / rays.abs().amax(-1, keepdim=True)
@@ -57,7 +57,7 @@ class MultiScaleDeformableAttention(nn.Module):
         shapes: Sequence[tuple[int, int]],
         padding: Tensor,
     ) -> Tensor:
-        """Look at the maps around references.
+        """Sample the maps around references.
 
         Args:
             query: ``(B, Q, dim)``, positions added.

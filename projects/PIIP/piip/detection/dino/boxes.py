@@ -1,4 +1,4 @@
-"""Boxes as DINO writes them: centre and size as fractions of the image, and their logits."""
+"""DINO's box format: centre and size as fractions of the image, and their logits."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def to_centre(boxes: Tensor) -> Tensor:
 def box_iou_terms(a: Tensor, b: Tensor) -> Tensor:
     """Generalised intersection over union of boxes (x1, y1, x2, y2), broadcast over the leading axes.
 
-    Areas below 1e-6 are taken for that.
+    Areas are clamped to at least 1e-6.
     """
     overlap = (torch.minimum(a[..., 2:], b[..., 2:]) - torch.maximum(a[..., :2], b[..., :2])).clamp(min=0)
     hull = (torch.maximum(a[..., 2:], b[..., 2:]) - torch.minimum(a[..., :2], b[..., :2])).clamp(min=0)

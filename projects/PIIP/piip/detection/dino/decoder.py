@@ -1,4 +1,4 @@
-"""The decoder: queries look at one another and at the image, and their boxes are refined layer by layer."""
+"""The decoder: queries attend to one another and to the image; their boxes are refined layer by layer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Denoising queries: noisy copies of true boxes, which the decoder learns to mend (DINO, section 3.3)."""
+"""Denoising queries: noisy copies of true boxes, which the decoder learns to correct (DINO, section 3.3)."""
 
 from __future__ import annotations
 

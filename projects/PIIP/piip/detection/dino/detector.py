@@ -17,7 +17,7 @@ __all__ = ["DINODetector"]
 
 
 class DINODetector(nn.Module):
-    """A DINO (arXiv 2203.03605) on a backbone's maps, in Detectron2's contract.
+    """A DINO (arXiv 2203.03605) on a backbone's maps, with Detectron2's interface.
 
     Takes a list of dicts with "image", ``(3, H, W)`` in `input_format`, 0 to 255; in training "instances", in
     evaluation "height" and "width", the size at which boxes are wanted. Returns the published losses in

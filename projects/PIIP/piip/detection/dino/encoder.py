@@ -1,4 +1,4 @@
-"""The encoder: every cell of every level looks at a few points of all levels."""
+"""The encoder: every cell of every level attends to a few points of all levels."""
 
 from __future__ import annotations
 

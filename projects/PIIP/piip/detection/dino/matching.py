@@ -1,4 +1,4 @@
-"""Which query is to find which object: the cheapest assignment, for all layers and images at once."""
+"""Bipartite matching of queries and objects, for all layers and images at once."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _ALPHA, _GAMMA, _EPS = 0.25, 2.0, 1e-12
 
 
 def _costs(logits: Tensor, boxes: Tensor, true_boxes: Tensor, labels: Tensor, scales: Tensor) -> Tensor:
-    """``(layers, B, Q, n)``: what it costs to give a query an object of its image; see :func:`match`."""
+    """``(layers, B, Q, n)``: the cost of assigning an object of its image to a query; see :func:`match`."""
     p = logits.sigmoid()
     positive = -(p + _EPS).log() * _ALPHA * (1 - p) ** _GAMMA
     negative = -(1 - p + _EPS).log() * (1 - _ALPHA) * p**_GAMMA

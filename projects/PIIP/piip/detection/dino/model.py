@@ -28,7 +28,7 @@ _PRIOR = 0.01  # probability of a class at the start
 
 @dataclass(frozen=True)
 class Predictions:
-    """What DINO says of a batch.
+    """DINO's predictions for a batch.
 
     Attributes:
         logits: ``(layers, B, P + Q, classes)``, denoising slots first.
@@ -99,7 +99,7 @@ class DINO(nn.Module):
         self.query_embed = nn.Embedding(num_queries, dim)
         self.label_embedding = nn.Embedding(num_classes, dim)
         self.decoder = Decoder(decoder_layers, **layer)
-        # one pair a decoder layer, and the encoder's own, last
+        # one pair per decoder layer; the encoder's own is last
         self.class_branches = nn.ModuleList(nn.Linear(dim, num_classes) for _ in range(decoder_layers + 1))
         self.box_branches = nn.ModuleList(_box_branch(dim) for _ in range(decoder_layers + 1))
         self.reset_parameters()
@@ -283,7 +283,7 @@ class DINO(nn.Module):
         for name in losses:  # the published loss of denoising classes has an axis
             if name.endswith("dn_loss_cls"):
                 losses[name] = losses[name].view(1)
-        # a batch without objects leaves the label embedding unused, which data-parallel training takes ill
+        # a batch without objects leaves the label embedding unused, which DDP does not allow
         losses["dn_loss_cls"] = losses["dn_loss_cls"] + 0 * self.label_embedding.weight[0, 0]
         return losses
 

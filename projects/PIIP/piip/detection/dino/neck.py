@@ -1,4 +1,4 @@
-"""From a backbone's maps to the levels DINO looks at."""
+"""From a backbone's maps to the levels of DINO's encoder."""
 
 from __future__ import annotations
 
@@ -21,10 +21,9 @@ class _ConvNorm(nn.Module):
 
 
 class ChannelMapper(nn.Module):
-    """A 1x1 convolution and GroupNorm a map; further levels by 3x3 convolutions of stride 2.
+    """A 1x1 convolution and GroupNorm per map; further levels by 3x3 convolutions of stride 2.
 
-    The first further level is made of the backbone's last map, not of what became of it; later ones of the
-    level before.
+    The first further level is computed from the backbone's last map, later ones from the level before.
 
     Args:
         in_dims: channels of the backbone's maps.

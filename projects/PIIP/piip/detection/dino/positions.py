@@ -1,4 +1,4 @@
-"""Where things are: padding masks, sine codes of places and boxes, how much of a map is image."""
+"""Padding masks, sine position codes of cells and boxes, and the share of a map that is image."""
 
 from __future__ import annotations
 
