@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
+from timm.layers import get_act_fn
 from torch import Tensor, nn
 
 from ..resizing import resize_bicubic
@@ -14,33 +15,18 @@ from .base import Branch, Pretrained
 __all__ = ["ACTIVATIONS", "CLIPBranch", "CLIPLayer"]
 
 
-def _quick_gelu(x: Tensor) -> Tensor:
-    return x * torch.sigmoid(1.702 * x)
-
-
-def _gelu_tanh(x: Tensor) -> Tensor:
-    return F.gelu(x, approximate="tanh")
-
-
+_SAME_IN_TIMM = (
+    *("quick_gelu", "gelu", "relu", "relu6", "leaky_relu", "hardswish"),
+    *("mish", "sigmoid", "silu", "swish", "tanh"),
+)
+_TANH_GELU = ("gelu_new", "gelu_fast", "gelu_accurate", "gelu_pytorch_tanh", "gelu_python_tanh")
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "quick_gelu": _quick_gelu,
-    "gelu": F.gelu,
-    "gelu_python": F.gelu,
-    **dict.fromkeys(
-        ("gelu_new", "gelu_fast", "gelu_accurate", "gelu_pytorch_tanh", "gelu_python_tanh"), _gelu_tanh
-    ),
+    **{name: get_act_fn(name) for name in _SAME_IN_TIMM},
+    "gelu_python": get_act_fn("gelu"),
+    **dict.fromkeys(_TANH_GELU, get_act_fn("gelu_tanh")),
     "gelu_10": lambda x: F.gelu(x).clamp(-10, 10),
-    "relu": F.relu,
     "relu2": lambda x: F.relu(x).square(),
-    "relu6": F.relu6,
-    "leaky_relu": F.leaky_relu,
-    "hardswish": F.hardswish,
     "linear": lambda x: x,
-    "mish": F.mish,
-    "sigmoid": torch.sigmoid,
-    "silu": F.silu,
-    "swish": F.silu,
-    "tanh": torch.tanh,
 }
 """By the names of Hugging Face's configurations."""
 

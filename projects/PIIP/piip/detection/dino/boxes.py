@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
+from torchvision.ops import box_convert
 
 __all__ = ["box_iou_terms", "inverse_sigmoid", "to_centre", "to_corners"]
 
@@ -11,22 +14,17 @@ _EPS = 1e-3  # of every inverse sigmoid in DINO
 _AREA_EPS = 1e-6
 
 
+to_corners = partial(box_convert, in_fmt="cxcywh", out_fmt="xyxy")
+"""``(..., 4)`` of (cx, cy, w, h) to (x1, y1, x2, y2)."""
+
+to_centre = partial(box_convert, in_fmt="xyxy", out_fmt="cxcywh")
+"""``(..., 4)`` of (x1, y1, x2, y2) to (cx, cy, w, h)."""
+
+
 def inverse_sigmoid(x: Tensor) -> Tensor:
     """Logits of fractions, clamped to those of 0.001 and 0.999; gradients end where the clamp acts."""
     x = x.clamp(0, 1)
     return (x.clamp(min=_EPS) / (1 - x).clamp(min=_EPS)).log()
-
-
-def to_corners(boxes: Tensor) -> Tensor:
-    """``(..., 4)`` of (cx, cy, w, h) to (x1, y1, x2, y2)."""
-    centre, half = boxes[..., :2], boxes[..., 2:] / 2
-    return torch.cat([centre - half, centre + half], dim=-1)
-
-
-def to_centre(boxes: Tensor) -> Tensor:
-    """``(..., 4)`` of (x1, y1, x2, y2) to (cx, cy, w, h)."""
-    low, high = boxes[..., :2], boxes[..., 2:]
-    return torch.cat([(low + high) / 2, high - low], dim=-1)
 
 
 def box_iou_terms(a: Tensor, b: Tensor) -> Tensor:

@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from torch import Tensor
+from torchvision.ops import sigmoid_focal_loss
 
 from .boxes import box_iou_terms, to_corners
 
@@ -27,7 +27,6 @@ class Pairs(NamedTuple):
     objects: Tensor
 
 
-_ALPHA, _GAMMA = 0.25, 2.0
 _L1, _GIOU = 5.0, 2.0
 _EPS = torch.finfo(torch.float32).eps  # added to the number of objects, whatever the type
 
@@ -39,13 +38,6 @@ def mean_over_processes(number: float, like: Tensor) -> Tensor:
         dist.all_reduce(value)
         value = value / dist.get_world_size()
     return value.clamp(min=1)
-
-
-def _focal(logits: Tensor, targets: Tensor) -> Tensor:
-    p = logits.sigmoid()
-    cross_entropy = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
-    miss = p * (1 - targets) + (1 - p) * targets
-    return cross_entropy * (_ALPHA * targets + (1 - _ALPHA) * (1 - targets)) * miss**_GAMMA
 
 
 def set_losses(
@@ -78,7 +70,7 @@ def set_losses(
     divisor = normaliser + _EPS
     giou = box_iou_terms(to_corners(found) * size, to_corners(true) * size)
     return (
-        _focal(logits, targets).sum((1, 2, 3)) / divisor,
+        sigmoid_focal_loss(logits, targets).sum((1, 2, 3)) / divisor,
         _L1 * (found - true).abs().sum((1, 2)) / divisor,
         _GIOU * (1 - giou).sum(1) / divisor,
     )

@@ -7,9 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from .attention import MultiScaleDeformableAttention
 from .boxes import inverse_sigmoid
-from .encoder import feed_forward
+from .layers import LayerSizes
 from .positions import box_code
 
 __all__ = ["Decoder"]
@@ -18,12 +17,12 @@ __all__ = ["Decoder"]
 class DecoderLayer(nn.Module):
     """Self-attention among queries, deformable attention to the image, feed-forward, each with a norm."""
 
-    def __init__(self, dim: int, hidden_dim: int, num_heads: int, num_levels: int, num_points: int) -> None:
+    def __init__(self, sizes: LayerSizes) -> None:
         super().__init__()
-        self.self_attention = nn.MultiheadAttention(dim, num_heads, batch_first=True)
-        self.cross_attention = MultiScaleDeformableAttention(dim, num_heads, num_levels, num_points)
-        self.ffn = feed_forward(dim, hidden_dim)
-        self.norms = nn.ModuleList(nn.LayerNorm(dim) for _ in range(3))
+        self.self_attention = nn.MultiheadAttention(sizes.dim, sizes.num_heads, batch_first=True)
+        self.cross_attention = sizes.deformable_attention()
+        self.ffn = sizes.feed_forward()
+        self.norms = sizes.norms(3)
 
     def forward(
         self,
@@ -45,10 +44,10 @@ class DecoderLayer(nn.Module):
 class Decoder(nn.Module):
     """A stack of layers with one norm that all their outputs share."""
 
-    def __init__(self, num_layers: int, dim: int, **layer: int) -> None:
+    def __init__(self, num_layers: int, sizes: LayerSizes) -> None:
         super().__init__()
-        self.dim = dim
-        self.layers = nn.ModuleList(DecoderLayer(dim, **layer) for _ in range(num_layers))
+        self.dim = dim = sizes.dim
+        self.layers = nn.ModuleList(DecoderLayer(sizes) for _ in range(num_layers))
         self.position = nn.Sequential(nn.Linear(2 * dim, dim), nn.ReLU(), nn.Linear(dim, dim))
         self.norm = nn.LayerNorm(dim)
 

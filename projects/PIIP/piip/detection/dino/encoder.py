@@ -7,18 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from .attention import MultiScaleDeformableAttention
+from .layers import LayerSizes
 
-__all__ = ["Encoder", "cell_centres", "feed_forward"]
-
-
-def feed_forward(dim: int, hidden_dim: int) -> nn.Sequential:
-    """Linear, ReLU, linear, Xavier-initialised."""
-    layers = nn.Sequential(nn.Linear(dim, hidden_dim), nn.ReLU(), nn.Linear(hidden_dim, dim))
-    for layer in layers:
-        if isinstance(layer, nn.Linear):
-            nn.init.xavier_uniform_(layer.weight)
-    return layers
+__all__ = ["Encoder", "cell_centres"]
 
 
 def cell_centres(shapes: Sequence[tuple[int, int]], ratios: Tensor) -> Tensor:
@@ -41,11 +32,11 @@ def cell_centres(shapes: Sequence[tuple[int, int]], ratios: Tensor) -> Tensor:
 class EncoderLayer(nn.Module):
     """Deformable self-attention and a feed-forward network, each followed by a norm."""
 
-    def __init__(self, dim: int, hidden_dim: int, num_heads: int, num_levels: int, num_points: int) -> None:
+    def __init__(self, sizes: LayerSizes) -> None:
         super().__init__()
-        self.attention = MultiScaleDeformableAttention(dim, num_heads, num_levels, num_points)
-        self.ffn = feed_forward(dim, hidden_dim)
-        self.norms = nn.ModuleList(nn.LayerNorm(dim) for _ in range(2))
+        self.attention = sizes.deformable_attention()
+        self.ffn = sizes.feed_forward()
+        self.norms = sizes.norms(2)
 
     def forward(
         self,
@@ -62,9 +53,9 @@ class EncoderLayer(nn.Module):
 class Encoder(nn.Module):
     """A stack of layers, without a norm at the end."""
 
-    def __init__(self, num_layers: int, **layer: int) -> None:
+    def __init__(self, num_layers: int, sizes: LayerSizes) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(EncoderLayer(**layer) for _ in range(num_layers))
+        self.layers = nn.ModuleList(EncoderLayer(sizes) for _ in range(num_layers))
 
     def forward(
         self,

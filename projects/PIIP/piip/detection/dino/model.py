@@ -15,6 +15,7 @@ from .criterion import mean_over_processes, set_losses
 from .decoder import Decoder
 from .denoising import DenoisingQueries, make_queries
 from .encoder import Encoder, cell_centres
+from .layers import LayerSizes
 from .matching import match
 from .positions import level_masks, place_code, valid_ratios
 
@@ -84,21 +85,15 @@ class DINO(nn.Module):
         super().__init__()
         self.num_classes, self.num_queries, self.num_denoising = num_classes, num_queries, num_denoising
         self.dim, self.max_detections, self.position_temperature = dim, max_detections, position_temperature
-        layer = {
-            "dim": dim,
-            "hidden_dim": hidden_dim,
-            "num_heads": num_heads,
-            "num_levels": num_levels,
-            "num_points": num_points,
-        }
+        sizes = LayerSizes(dim, hidden_dim, num_heads, num_levels, num_points)
         self.neck = neck
         self.level_embeds = nn.Parameter(torch.randn(num_levels, dim))
-        self.encoder = Encoder(encoder_layers, **layer)
+        self.encoder = Encoder(encoder_layers, sizes)
         self.enc_output = nn.Linear(dim, dim)
         self.enc_output_norm = nn.LayerNorm(dim)
         self.query_embed = nn.Embedding(num_queries, dim)
         self.label_embedding = nn.Embedding(num_classes, dim)
-        self.decoder = Decoder(decoder_layers, **layer)
+        self.decoder = Decoder(decoder_layers, sizes)
         # one pair per decoder layer; the encoder's own is last
         self.class_branches = nn.ModuleList(nn.Linear(dim, num_classes) for _ in range(decoder_layers + 1))
         self.box_branches = nn.ModuleList(_box_branch(dim) for _ in range(decoder_layers + 1))
