@@ -54,9 +54,11 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_training_evaluates_and_saves(trained: Path) -> None:
     lines = [json.loads(line) for line in (trained / "output/metrics.json").read_text().splitlines()]
-    assert [line["iteration"] for line in lines] == [1, 2, 3, 3]
+    assert [line["iteration"] for line in lines] == [0, 1, 2, 3]
     assert lines[-1]["images"] == lines[-1]["ema_images"] == 18
-    assert torch.load(trained / "output/model_final.pth", weights_only=True)["classes"] == sorted(CLASSES)
+    assert torch.load(trained / "output/model_final.pth", weights_only=True)["metadata"]["classes"] == sorted(
+        CLASSES
+    )
 
 
 @pytest.mark.parametrize("averaged", [False, True])
@@ -89,7 +91,7 @@ def test_custom_dataset_of_other_classes(
     assert "2 tensors follow the classes and start anew: head.head.weight, head.head.bias" in caplog.text
     ours = torch.load(tmp_path / "output/model_final.pth", weights_only=True)
     theirs = torch.load(trained / "output/model_final.pth", weights_only=True)
-    assert ours["classes"] == list(tiny.CLASSES)
+    assert ours["metadata"]["classes"] == list(tiny.CLASSES)
     assert ours["model"]["head.head.weight"].shape == (3, 128)
     assert all(
         torch.equal(ours["model"][key], theirs["model"][key])

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +14,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from piip.classification.checkpoint import Folder, read_weights
+from ... import require
+
+require.detectron2()
+
+from piip.classification.checkpoint import read_weights
 from piip.classification.data import Processes
 from piip.classification.evaluation import evaluate
 from piip.classification.trainer import Trainer
+from piip.engine.distributed.preemption import Preempted
 
 from .tiny import trainer, write_images
 
@@ -26,11 +34,15 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def metrics(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metrics.json").read_text().splitlines()]
+
+
 def everything(trainer: Trainer) -> dict[str, Tensor]:
     """Weights, their average, and the optimizer's moments."""
     assert trainer.ema is not None
     tensors = {f"model.{k}": v for k, v in trainer.model.state_dict().items()}
-    tensors |= {f"ema.{k}": v for k, v in trainer.ema.module.state_dict().items()}
+    tensors |= {f"ema.{k}": v for k, v in trainer.ema.state_dict().items()}
     for number, state in trainer.optimizer.state_dict()["state"].items():
         tensors |= {f"{number}.{k}": v for k, v in state.items()}
     return {key: tensor.clone() for key, tensor in tensors.items()}
@@ -38,14 +50,14 @@ def everything(trainer: Trainer) -> dict[str, Tensor]:
 
 def stop_after(run: Trainer, iterations: int) -> None:
     """Train that far, and stop as Ctrl-C would."""
-    step = run.step
+    step = run.loop.run_step
 
-    def interrupted(*batch: Any) -> Tensor:
-        if run.iteration == iterations:
+    def interrupted() -> None:
+        if run.loop.iter == iterations:
             raise KeyboardInterrupt
-        return step(*batch)
+        step()
 
-    run.step = interrupted  # type: ignore[method-assign]
+    run.loop.run_step = interrupted  # type: ignore[method-assign]
     with pytest.raises(KeyboardInterrupt):
         run.train()
 
@@ -64,6 +76,8 @@ def test_going_on_is_exact(root: Path, tmp_path: Path, stop: int, period: int, n
     assert rest.resume()
     assert rest.iteration == (4 if period else 3)
     rest.train()
+    iterations = [line["iteration"] for line in metrics(tmp_path / "parts")]
+    assert iterations == list(range(6))  # each once, those done twice too
     expected, found = everything(whole), everything(rest)
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[key], expected[key]) for key in expected)
@@ -85,6 +99,12 @@ def test_not_gone_on_from_another_training(root: Path, tmp_path: Path) -> None:
         trainer(root, tmp_path, batch_size=2).resume()
     with pytest.raises(ValueError, match=r"train\.ema"):
         trainer(root, tmp_path, ema=False).resume()
+    last = tmp_path / "model_final.pth"
+    kept = torch.load(last, weights_only=True)
+    torch.save({"model": kept["model"], "optimizer": {}, "iteration": 3, "classes": ["ash"]}, last)
+    with pytest.raises(ValueError, match="is of an earlier version and cannot be resumed: start from its"):
+        trainer(root, tmp_path).resume()
+    assert read_weights(str(last)).classes == ["ash"]  # it evaluates and starts others as ever
 
 
 def test_checkpoints_and_metrics(root: Path, tmp_path: Path) -> None:
@@ -92,9 +112,9 @@ def test_checkpoints_and_metrics(root: Path, tmp_path: Path) -> None:
     run = trainer(root, tmp_path, epochs=4, keep_checkpoints=2)
     run.train(lambda model: evaluate(model, run.batches.epoch(0)))
     assert sorted(p.name for p in tmp_path.glob("*.pth")) == [
-        "model_0000006.pth", "model_0000009.pth", "model_final.pth",
+        "model_0000008.pth", "model_0000011.pth", "model_final.pth",
     ]  # fmt: skip
-    assert Folder(tmp_path).last == tmp_path / "model_final.pth"
+    assert (tmp_path / "last_checkpoint").read_text() == "model_final.pth"
     weights, average = (
         read_weights(str(tmp_path / "model_final.pth"), averaged=averaged) for averaged in (False, True)
     )
@@ -102,13 +122,14 @@ def test_checkpoints_and_metrics(root: Path, tmp_path: Path) -> None:
     assert run.ema is not None
     key = "head.head.weight"
     assert torch.equal(weights.state[key], run.model.state_dict()[key])
-    assert torch.equal(average.state[key], run.ema.module.state_dict()[key])
+    assert torch.equal(average.state[key], run.ema.state_dict()[key])
     assert not torch.equal(weights.state[key], average.state[key])
 
-    lines = [json.loads(line) for line in (tmp_path / "metrics.json").read_text().splitlines()]
-    assert [line["iteration"] for line in lines if "total_loss" in line] == list(range(1, 13))
+    lines = metrics(tmp_path)
+    assert [line["iteration"] for line in lines if "total_loss" in line] == list(range(12))
+    assert [line["epoch"] for line in lines if "epoch" in line] == [0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3]
     evaluations = [line for line in lines if "top1" in line]
-    assert [line["iteration"] for line in evaluations] == [3, 6, 9, 12]
+    assert [line["iteration"] for line in evaluations] == [2, 5, 8, 12]  # the last one after training
     assert all({"top1", "top5", "loss", "images", "ema_top1"} <= line.keys() for line in evaluations)
 
 
@@ -124,50 +145,64 @@ def test_schedule_lags_as_published(root: Path, tmp_path: Path) -> None:
             run.optimizer, "cosine", num_epochs=4, warmup_epochs=2, warmup_lr=0.5
         )
         run.train()
-        lines = [json.loads(line) for line in (tmp_path / str(lag) / "metrics.json").read_text().splitlines()]
-        return [line["lr"] for line in lines[::3]]
+        return [line["lr"] for line in metrics(tmp_path / str(lag))[::3]]
 
     cosine = [0.5 * (1 + math.cos(math.pi * t / 4)) for t in (2, 3)]
     assert rates(0) == pytest.approx([0.5, 0.75, *cosine])
     assert rates(1) == pytest.approx([0.5, 0.5, 0.75, cosine[0]])
 
 
+def break_batch(run: Trainer, number: int) -> None:
+    """Let the images of one iteration of the first epoch be NaN."""
+    epoch = run.batches.epoch
+
+    def broken(*position: int) -> Iterator[tuple[Tensor, Tensor]]:
+        for index, (images, targets) in enumerate(epoch(*position), start=position[1]):
+            yield torch.full_like(images, math.nan) if index == number else images, targets
+
+    run.batches.epoch = broken  # type: ignore[method-assign]
+
+
 def test_divergence_stops(root: Path, tmp_path: Path) -> None:
-    """The weights stay those of the last step, and nothing is saved over the last checkpoint."""
-    run = trainer(root, tmp_path, epochs=1)
-    run.train()
-    before = {k: v.clone() for k, v in run.model.state_dict().items()}
-    images = torch.full((4, 3, 32, 32), math.nan)
-    with pytest.raises(FloatingPointError, match=r"diverged at iteration 3 \(loss is nan\)"):
-        run.step(images, torch.zeros(4, dtype=torch.int64))
-    assert all(torch.equal(v, before[k]) for k, v in run.model.state_dict().items())
-    with torch.no_grad():
-        run.model.head.head.weight.fill_(math.inf)
-    with pytest.raises(FloatingPointError, match=r"head\.head\.weight is infinite .*model_final\.pth"):
-        run.folder.save("model_final", run.state_dict())
-    assert torch.isfinite(read_weights(str(tmp_path / "model_final.pth")).state["head.head.weight"]).all()
+    """The weights stay those of the last step, and the report names the images."""
+    run = trainer(root, tmp_path, checkpoint_period=2)
+    break_batch(run, 2)
+    with pytest.raises(FloatingPointError, match=r"diverged at iteration 2 \(loss is not finite, loss nan\)"):
+        run.train()
+    kept = torch.load(tmp_path / "model_0000001.pth", weights_only=True)["model"]
+    assert all(torch.equal(value, kept[key]) for key, value in run.model.state_dict().items())
+    report = json.loads((tmp_path / "nonfinite-0000002-rank0.json").read_text())
+    assert [image["lowest"] for image in report["images"]] == ["nan"] * 4
+    assert {Path(image["file_name"]).suffix for image in report["images"]} == {".png"}
+    assert (tmp_path / "last_checkpoint").read_text() == "model_0000001.pth"
 
 
 def test_bfloat16(root: Path, tmp_path: Path) -> None:
     """Products in bfloat16, weights and their average in float32; the loss is close to float32's."""
     losses = {}
     for precision in ("float32", "bfloat16"):
-        run = trainer(root, tmp_path / precision, precision=precision, drop_path=0.0)
-        (batch, *_) = run.batches.epoch(0)
-        losses[precision] = float(run.step(*batch))
+        run = trainer(root, tmp_path / precision, precision=precision, drop_path=0.0, epochs=1)
+        run.train()
+        losses[precision] = metrics(tmp_path / precision)[0]["total_loss"]
         assert all(p.dtype == torch.float32 for p in run.model.parameters())
     assert losses["bfloat16"] != losses["float32"]
     assert losses["bfloat16"] == pytest.approx(losses["float32"], rel=0.02)  # 8 bits of mantissa
 
 
-def _rank(rank: int, root: Path, output: Path) -> None:
+def _rank(rank: int, root: Path, output: Path, broken: int | None) -> None:
     """One of two processes; the rendezvous is a file."""
     torch.set_num_threads(1)
     torch.distributed.init_process_group(
         "gloo", init_method=f"file://{output / 'rendezvous'}", rank=rank, world_size=2
     )
     run = trainer(root, output, batch_size=2, processes=Processes(rank, 2), mixing=0.0, drop_path=0.0)
-    run.train()
+    if broken is None:
+        run.train()
+    else:
+        if rank == 1:
+            break_batch(run, broken)
+        with pytest.raises(FloatingPointError, match=f"diverged at iteration {broken}"):
+            run.train()
     torch.distributed.destroy_process_group()
 
 
@@ -181,14 +216,35 @@ def test_two_processes_are_one_with_the_same_batch(root: Path, tmp_path: Path) -
         (tmp_path / name).mkdir()
     one = trainer(root, tmp_path / "one", mixing=0.0, drop_path=0.0)
     one.train()
-    torch.multiprocessing.spawn(_rank, (root, tmp_path / "two"), nprocs=2)
+    torch.multiprocessing.spawn(_rank, (root, tmp_path / "two", None), nprocs=2)
 
     def losses(name: str) -> list[float]:
-        lines = [json.loads(line) for line in (tmp_path / name / "metrics.json").read_text().splitlines()]
-        return [line["total_loss"] for line in lines]
+        return [line["total_loss"] for line in metrics(tmp_path / name)]
 
     assert len(losses("one")) == 6
     assert losses("two") == pytest.approx(losses("one"), rel=1e-5)
+
+
+def test_a_loss_of_one_process_ends_both(root: Path, tmp_path: Path) -> None:
+    torch.multiprocessing.spawn(_rank, (root, tmp_path, 1), nprocs=2)
+    assert [path.name for path in tmp_path.glob("nonfinite-*")] == ["nonfinite-0000001-rank1.json"]
+
+
+def test_sigterm_saves_and_the_run_goes_on(root: Path, tmp_path: Path) -> None:
+    run = trainer(root, tmp_path)
+    step = run.loop.run_step
+
+    def terminated() -> None:
+        step()
+        if run.loop.iter == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    run.loop.run_step = terminated  # type: ignore[method-assign]
+    with pytest.raises(Preempted):
+        run.train()
+    rest = trainer(root, tmp_path)
+    assert rest.resume()
+    assert rest.iteration == 2
 
 
 def test_batches_that_cannot_be_mixed(root: Path, tmp_path: Path) -> None:

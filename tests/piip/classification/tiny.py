@@ -12,7 +12,6 @@ from timm.data import Mixup, create_dataset, create_loader
 from timm.loss import SoftTargetCrossEntropy
 from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
-from timm.utils import ModelEmaV3
 
 from piip import PIIP, InteractionConfig
 from piip.branches import ViTBranch
@@ -20,6 +19,7 @@ from piip.classification.classifier import PIIPClassifier
 from piip.classification.data import Processes, TrainBatches
 from piip.classification.optim import FasterBesidesBranches
 from piip.classification.trainer import Plan, Trainer
+from piip.engine.ema import AverageWeights
 
 CLASSES = ("ash", "birch", "cedar")
 SIDE = 32
@@ -111,7 +111,7 @@ def trainer(
         optimizer=optimizer,
         scheduler=scheduler,
         plan=settings,
-        ema=ModelEmaV3(model, decay=0.9) if ema else None,
+        ema=AverageWeights(model, decay=0.9) if ema else None,
         seed=seed,
         processes=processes,
         classes=list(CLASSES),

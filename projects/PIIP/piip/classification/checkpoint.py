@@ -1,28 +1,23 @@
-"""Checkpoints of a training, written whole or not at all."""
+"""Weights of classifiers, loaded whole or not at all."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
-import torch
 from torch import Tensor, nn
 
+from ..engine.checkpoints.checkpoint import METADATA
 from ..weights.converters.classifier import CLASSIFIER
 from ..weights.differences import check_values, differences
 from ..weights.files.download import local_path
 from ..weights.files.state_dict import state_dict_of
-from ..weights.files.tensors import read_file, write_file
+from ..weights.files.tensors import read_file
 
-__all__ = ["Folder", "Weights", "load_weights", "num_classes_of", "read_weights"]
+__all__ = ["Weights", "load_weights", "num_classes_of", "read_weights"]
 
 CLASSES = "classes"
-"""Key of a checkpoint under which the names of its classes are."""
+"""Key of a checkpoint's metadata under which the names of its classes are; once of the checkpoint itself."""
 
-_LAST = "last_checkpoint"
 _SHOWN = 5  # keys named in an error, per kind of mismatch
 
 
@@ -52,7 +47,10 @@ def read_weights(path: str, *, averaged: bool = False) -> Weights:
     """
     file = local_path(path)
     content = read_file(file)
-    classes = content.get(CLASSES) if isinstance(content, dict) else None
+    classes = None
+    if isinstance(content, dict):
+        about = content.get(METADATA)
+        classes = (about if isinstance(about, dict) else content).get(CLASSES)
     if averaged:
         if not isinstance(content, dict) or "ema" not in content:
             raise ValueError(f"{path} holds no averaged weights: it was trained without train.ema")
@@ -107,49 +105,3 @@ def load_weights(model: nn.Module, weights: Weights, origin: str, *, restart_hea
     check_values(state, origin, own)
     model.load_state_dict(state)
     return left
-
-
-class Folder:
-    """The checkpoints of one run.
-
-    They are ``model_0001234.pth``, named after the iterations done, and ``model_final.pth``; the file
-    ``last_checkpoint`` names the last.
-
-    Args:
-        path: the folder, made if missing.
-        keep: how many numbered ones to keep, the newest.
-    """
-
-    def __init__(self, path: str | Path, keep: int = 2) -> None:
-        self.path, self.keep = Path(path), keep
-
-    @property
-    def last(self) -> Path | None:
-        """The newest checkpoint; None where there is none."""
-        pointer = self.path / _LAST
-        return self.path / pointer.read_text().strip() if pointer.is_file() else None
-
-    def save(self, name: str, content: Mapping[str, Any]) -> Path:
-        """Write a checkpoint, and remove those that are too old.
-
-        Raises:
-            FloatingPointError: a weight is infinite or NaN; the checkpoints stay as they are.
-        """
-        for key, tensor in content["model"].items():
-            if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-                raise FloatingPointError(
-                    f"checkpoint {name} not written: {key} is infinite or NaN; the last good checkpoint is "
-                    f"{self.last or 'none'}"
-                )
-        self.path.mkdir(parents=True, exist_ok=True)
-        file = self.path / f"{name}.pth"
-        write_file(content, file)
-        pointer = self.path / f".{_LAST}.part"
-        pointer.write_text(file.name)
-        pointer.replace(self.path / _LAST)
-        for old in self._numbered()[: -self.keep]:
-            old.unlink()
-        return file
-
-    def _numbered(self) -> Sequence[Path]:
-        return sorted(p for p in self.path.glob("model_*.pth") if re.fullmatch(r"model_\d{7,}", p.stem))

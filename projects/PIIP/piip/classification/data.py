@@ -192,10 +192,9 @@ class TrainBatches:
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """The batches of an epoch, from number `start` on; both count from 0."""
-        rank = self.processes.rank
         if self.is_stream:
             self.dataset.set_epoch(epoch)
-            generator = torch.Generator().manual_seed(mix_seed(self.seed, epoch, rank))
+            generator = torch.Generator().manual_seed(mix_seed(self.seed, epoch, self.processes.rank))
             whole = _rebuilt(
                 self.loader, self.dataset, batch_size=self.batch_size, drop_last=True, generator=generator
             )
@@ -203,12 +202,21 @@ class TrainBatches:
                 if start <= number < len(self):
                     yield batch
             return
+        seeded = _Seeded(self.dataset, mix_seed(self.seed, epoch))
+        yield from _rebuilt(self.loader, seeded, batch_sampler=self._indices(epoch)[start:])
+
+    def _indices(self, epoch: int) -> list[list[int]]:
+        """The images of each batch of an epoch."""
         generator = torch.Generator().manual_seed(mix_seed(self.seed, epoch))
         order = torch.randperm(len(self.dataset), generator=generator).tolist()
-        own = order[rank :: self.processes.count]
-        batches = [own[b * self.batch_size : (b + 1) * self.batch_size] for b in range(start, len(self))]
-        seeded = _Seeded(self.dataset, mix_seed(self.seed, epoch))
-        yield from _rebuilt(self.loader, seeded, batch_sampler=batches)
+        own = order[self.processes.rank :: self.processes.count]
+        return [own[b * self.batch_size : (b + 1) * self.batch_size] for b in range(len(self))]
+
+    def files(self, epoch: int, batch: int) -> list[str]:
+        """Names of the images of a batch; empty for streams."""
+        if self.is_stream:
+            return []
+        return [str(self.dataset.filename(index)) for index in self._indices(epoch)[batch]]
 
 
 def evaluation_batches(loader: DataLoader[Any], processes: Processes | None = None) -> DataLoader[Any]:

@@ -1,7 +1,6 @@
 """Training and evaluation of classifiers as a LazyConfig says: what `tools/train_classifier.py` does.
 
-It is the one module of this room that needs Detectron2, whose LazyConfig all configs are; the trainer and the
-rest take ready objects.
+This module and the trainer need Detectron2, whose LazyConfig all configs are, and whose loop the engine's is.
 
 A config has
     model: a :class:`~piip.classification.classifier.PIIPClassifier`.
@@ -16,10 +15,12 @@ from __future__ import annotations
 
 import inspect
 import logging
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
 import torch
+from detectron2.utils import comm
 from omegaconf import DictConfig
 from timm.data import create_transform
 from timm.data.readers.img_extensions import set_img_extensions
@@ -29,9 +30,14 @@ from timm.utils.distributed import init_distributed_device_so
 
 import piip_ops
 
+from ..engine.checkpoints.run_lock import run_lock
 from ..engine.config import instantiate, locate
+from ..engine.distributed.launching import restarted
+from ..engine.ema import AverageWeights
+from ..engine.evaluation import TestBatches
 from ..images import IMAGE_SUFFIXES, list_files
 from ..seeding import mix_seed, seed_all
+from ..weights.files.atomic import remove_partial
 from .checkpoint import Weights, load_weights, num_classes_of, read_weights
 from .classifier import PIIPClassifier
 from .data import (
@@ -218,7 +224,8 @@ class Run:
         return results
 
     def _measure(self, batches: Any, model: torch.nn.Module) -> dict[str, float]:
-        results = evaluate(model, batches, precision=self.cfg.train.eval_precision, processes=self.processes)
+        precision = self.cfg.train.eval_precision
+        results = evaluate(model, TestBatches(batches), precision=precision, processes=self.processes)
         expected = len(batches.dataset) if batches.sampler is None else None
         if expected and expected != results["images"]:
             _logger.warning(f"{results['images']:.0f} images were evaluated, the set has {expected}")
@@ -226,8 +233,15 @@ class Run:
 
     def train(self, *, resume: bool = False) -> dict[str, float]:
         """Train as the config says; with `resume` from the last checkpoint of its folder, if there is one."""
+        folder = self.cfg.train.plan.output_dir
+        with run_lock(folder) if self.processes.rank == 0 else nullcontext():
+            if self.processes.rank == 0:
+                remove_partial(folder)
+            return self._train(resume or restarted())
+
+    def _train(self, resume: bool) -> dict[str, float]:
         cfg = self.cfg
-        seed = self._seed(cfg.train.seed)
+        seed = cfg.train.seed if cfg.train.seed >= 0 else comm.shared_random_seed()
         loader, test_loader = self._loader("train", seed), self._loader("test", seed)
         warn_of_shared_images(loader.dataset, test_loader.dataset)
         names = class_names(loader.dataset)
@@ -244,21 +258,13 @@ class Run:
             else:
                 load_pretrained_classifier(model)
             if trainer.ema is not None:
-                trainer.ema.set(model)
+                trainer.ema.restart()
         _logger.info(
             f"the model has {sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters; "
             f"{trainer.plan.epochs} epochs of {len(batches)} iterations, {cfg.train.total_batch_size} images "
             "each"
         )
         return trainer.train(partial(self._measure, evaluation_batches(test_loader, self.processes)))
-
-    def _seed(self, seed: int) -> int:
-        if seed >= 0:
-            return seed
-        drawn = torch.tensor([torch.seed() % 2**31], device=self.device)
-        if self.processes.count > 1:
-            torch.distributed.broadcast(drawn, 0)
-        return int(drawn)
 
     def _trainer(self, model: PIIPClassifier, batches: TrainBatches, seed: int, names: list[str]) -> Trainer:
         cfg = self.cfg
@@ -268,8 +274,9 @@ class Run:
         scheduler, _ = instantiate(cfg.lr_scheduler)
         ema = None
         if cfg.train.ema is not None:
-            cfg.train.ema.model = model
-            ema = instantiate(cfg.train.ema)
+            options = {key: value for key, value in cfg.train.ema.items() if key != "_target_"}
+            decay, warmup = options.pop("decay", 0.9999), options.pop("use_warmup", False)  # timm's defaults
+            ema = AverageWeights(model, decay=decay, warmup=warmup, **options)
         return Trainer(
             model,
             batches,

@@ -1,31 +1,34 @@
-"""The training loop of classifiers, around what timm makes: data, mixing, loss, optimizer, schedule, EMA."""
+"""Classifiers on the engine's trainer, with what timm makes: data, mixing, loss, optimizer, schedule, EMA."""
 
 from __future__ import annotations
 
 import logging
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from detectron2.engine.train_loop import HookBase
+from omegaconf import OmegaConf
 from timm.data import Mixup
-from timm.utils import ModelEmaV3
 from torch import Tensor, nn
-from tqdm import tqdm
-from tqdm.contrib.logging import logging_redirect_tqdm
 
-from ..numerics import autocast
-from ..seeding import mix_seed, seed_all
+from ..engine import trainer as engine
+from ..engine.checkpoints.checkpoint import METADATA, Checkpointer
+from ..engine.ema import AverageWeights
+from ..engine.hooks import training_hooks
+from ..engine.nonfinite import NonfiniteGuard
+from ..engine.run import run
+from ..numerics import dtype_of, without_autocast
 from ..weights.files.tensors import read_file
-from .checkpoint import CLASSES, Folder
+from .checkpoint import CLASSES
 from .data import Processes, TrainBatches
-from .metrics import MetricsFile
 
 __all__ = ["Plan", "Scheduler", "Trainer"]
 
 _logger = logging.getLogger("piip.classification")
+_PER_EPOCH = "iterations_per_epoch"  # key of a checkpoint's metadata
 
 Evaluate = Callable[[nn.Module], Mapping[str, float]]
 
@@ -64,6 +67,81 @@ class Plan:
     schedule_lag: int = 0
 
 
+@dataclass(frozen=True)
+class _Batch:
+    """A batch of training; the report of a loss that is not finite goes over its images.
+
+    Attributes:
+        images: ``(B, 3, H, W)`` float32, normalised.
+        targets: ``(B,)`` class numbers.
+        files: the images' names, as far as they are known.
+    """
+
+    images: Tensor
+    targets: Tensor
+    files: Callable[[], list[str]]
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        names = self.files() or ["unnamed"] * len(self.images)
+        for name, image, target in zip(names, self.images, self.targets, strict=True):
+            yield {"file_name": name, "image": image, "class": int(target)}
+
+
+class _Batches:
+    """The batches of all epochs, from an iteration on."""
+
+    def __init__(self, batches: TrainBatches) -> None:
+        self.batches, self.start = batches, 0
+
+    def __iter__(self) -> Iterator[_Batch]:
+        epoch, first = divmod(self.start, len(self.batches))
+        while True:
+            for number, (images, targets) in enumerate(self.batches.epoch(epoch, first), start=first):
+                yield _Batch(images, targets, lambda e=epoch, n=number: self.batches.files(e, n))  # type: ignore[misc]
+            epoch, first = epoch + 1, 0
+
+
+class _Objective(nn.Module):
+    """From a batch to its loss, as the engine's trainer wants it."""
+
+    def __init__(self, model: nn.Module, mixup: Mixup, loss: nn.Module, device: torch.device) -> None:
+        super().__init__()
+        self.model, self.mixup, self.loss, self.device = model, mixup, loss, device
+
+    def forward(self, batch: _Batch) -> dict[str, Tensor]:
+        """Mix, classify, compare. Mixing works in place, on a copy."""
+        images, soft = self.mixup(
+            batch.images.to(self.device, non_blocking=True, copy=True),
+            batch.targets.to(self.device, non_blocking=True),
+        )
+        logits = self.model(images)
+        with without_autocast(self.device):
+            return {"loss": self.loss(logits.float(), soft)}
+
+
+class _Schedule(HookBase):
+    """Tells timm's schedule how far training is, and the log the rate and the epoch."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        self.owner = trainer
+
+    def before_train(self) -> None:
+        self.owner.scheduler.step_update(self.trainer.start_iter)
+
+    def before_step(self) -> None:
+        epoch, number = divmod(self.trainer.iter, len(self.owner.batches))
+        if number == 0 or self.trainer.iter == self.trainer.start_iter:
+            self.owner.scheduler.step(max(epoch - self.owner.plan.schedule_lag, 0))
+
+    def after_step(self) -> None:
+        self.owner.scheduler.step_update(self.trainer.iter + 1)
+        self.trainer.storage.put_scalars(
+            lr=self.owner.optimizer.param_groups[0]["lr"],
+            epoch=self.trainer.iter // len(self.owner.batches),
+            smoothing_hint=False,
+        )
+
+
 class Trainer:
     """Trains a classifier with steps that repeat bit for bit on the CPU.
 
@@ -84,7 +162,7 @@ class Trainer:
         classes: their names, for checkpoints to keep.
 
     Raises:
-        ValueError: a batch cannot be mixed.
+        ValueError: a batch cannot be mixed, or the plan's precision is not known.
     """
 
     def __init__(
@@ -97,7 +175,7 @@ class Trainer:
         optimizer: torch.optim.Optimizer,
         scheduler: Scheduler,
         plan: Plan,
-        ema: ModelEmaV3 | None = None,
+        ema: AverageWeights | None = None,
         seed: int = 0,
         processes: Processes | None = None,
         classes: list[str] | None = None,
@@ -107,55 +185,33 @@ class Trainer:
                 f"{batches.batch_size} images a process cannot be mixed in pairs: make total_batch_size an "
                 "even number of them for each process"
             )
-        self.model, self.batches, self.mixup, self.loss = model, batches, mixup, loss
-        self.optimizer, self.scheduler, self.plan, self.ema = optimizer, scheduler, plan, ema
-        self.seed, self.processes, self.classes = seed, processes or Processes(), classes or []
-        self.device = next(model.parameters()).device
-        self.folder = Folder(plan.output_dir, plan.keep_checkpoints)
-        self.iteration = 0
-        self.parallel: nn.Module = model
+        dtype_of(plan.precision)
+        self.model, self.batches, self.plan, self.ema = model, batches, plan, ema
+        self.optimizer, self.scheduler = optimizer, scheduler
+        self.processes = processes or Processes()
+        device = next(model.parameters()).device
+        called: nn.Module = _Objective(model, mixup, loss, device)
         if self.processes.count > 1:
-            devices = None if self.device.type == "cpu" else [self.device]
-            self.parallel = nn.parallel.DistributedDataParallel(model, device_ids=devices)
+            devices = None if device.type == "cpu" else [device]
+            called = nn.parallel.DistributedDataParallel(called, device_ids=devices)
+        Path(plan.output_dir).mkdir(parents=True, exist_ok=True)
+        self.loop = engine.Trainer(
+            called,
+            _Batches(batches),
+            optimizer,
+            seed=seed,
+            precision=plan.precision,
+            guard=NonfiniteGuard(folder=plan.output_dir),
+        )
+        saved: dict[str, Any] = {"trainer": self.loop, **({"ema": ema} if ema else {})}
+        metadata = {CLASSES: classes or [], _PER_EPOCH: len(batches)}
+        self.checkpointer = Checkpointer(model, plan.output_dir, metadata=metadata, **saved)
+        self.iteration = 0
 
     @property
     def max_iterations(self) -> int:
         """Iterations of the whole training."""
         return self.plan.epochs * len(self.batches)
-
-    def step(self, images: Tensor, targets: Tensor) -> Tensor:
-        """One iteration.
-
-        Args:
-            images: ``(B, 3, H, W)``; they may be mixed in place.
-            targets: ``(B,)`` class numbers.
-
-        Returns:
-            The loss, 0-dimensional.
-
-        Raises:
-            FloatingPointError: it is infinite or NaN; the weights are as the last step left them.
-        """
-        seed_all(mix_seed(self.seed, self.processes.rank, self.iteration))
-        images, soft = self.mixup(
-            images.to(self.device, non_blocking=True), targets.to(self.device, non_blocking=True)
-        )
-        with autocast(self.device, self.plan.precision):
-            logits = self.parallel(images)
-        loss: Tensor = self.loss(logits.float(), soft)
-        if not torch.isfinite(loss):
-            raise FloatingPointError(
-                f"training diverged at iteration {self.iteration} (loss is {loss.item():g}): it stops, "
-                "checkpoints stay as they are; lower optimizer.lr or look at the data"
-            )
-        self.optimizer.zero_grad()
-        loss.backward()
-        self.optimizer.step()
-        self.iteration += 1
-        self.scheduler.step_update(self.iteration)
-        if self.ema is not None:
-            self.ema.update(self.model, step=self.iteration)
-        return loss.detach()
 
     def train(self, evaluate: Evaluate | None = None) -> dict[str, float]:
         """Train from where the trainer is to the end.
@@ -167,102 +223,44 @@ class Trainer:
             The last evaluation's metrics, those of the average with the prefix "ema_".
 
         Raises:
-            FloatingPointError: a loss or a weight became infinite or NaN.
-            KeyboardInterrupt: Ctrl-C, once the log says how to go on.
+            DataError, FloatingPointError, KeyboardInterrupt, Preempted: see :func:`piip.engine.run.run`.
         """
-        per_epoch = len(self.batches)
-        self.model.train()
-        self.scheduler.step_update(self.iteration)
         results: dict[str, float] = {}
-        main = self.processes.rank == 0
-        metrics = MetricsFile(Path(self.plan.output_dir)) if main else None
-        bar = tqdm(
-            total=self.max_iterations,
-            initial=self.iteration,
-            unit="it",
-            desc="training",
-            disable=None if main else True,  # None: unless stderr is a terminal
+
+        def test() -> dict[str, float]:
+            if evaluate is not None:
+                results.update(evaluate(self.model))
+                if self.ema is not None:
+                    with self.ema.swapped():
+                        results.update({f"ema_{name}": value for name, value in evaluate(self.model).items()})
+                _logger.info(", ".join(f"{name} {value:.3f}" for name, value in results.items()))
+            return results
+
+        schedule = _Schedule(self)
+        self.loop.register_hooks(
+            training_hooks(
+                self._engine_config(), self.model, self.checkpointer, self.ema, schedule=schedule, test=test
+            )
         )
-        try:
-            with logging_redirect_tqdm():
-                while self.iteration < self.max_iterations:
-                    epoch, start = divmod(self.iteration, per_epoch)
-                    self.scheduler.step(max(epoch - self.plan.schedule_lag, 0))
-                    self._run_epoch(epoch, start, metrics, bar)
-                    last = epoch + 1 == self.plan.epochs
-                    if main and not last and self.plan.checkpoint_period == 0:
-                        self._save(f"model_{self.iteration:07d}")
-                    if main and last:
-                        self._save("model_final")
-                    period = self.plan.eval_period
-                    if evaluate and (last or (period and (epoch + 1) % period == 0)):
-                        results = self._evaluate(evaluate, metrics)
-        except KeyboardInterrupt:
-            last_file = self.folder.last
-            way_on = f"--resume continues from {last_file}" if last_file else "no checkpoint was saved yet"
-            _logger.error(f"interrupted at iteration {self.iteration}: {way_on}")
-            raise
-        finally:
-            bar.close()
+        self.batches.seed = self.loop.seed
+        self.loop.data_loader.start = self.iteration
+        run(self.loop, self.checkpointer, self.iteration, self.max_iterations)
         return results
 
-    def _run_epoch(self, epoch: int, start: int, metrics: MetricsFile | None, bar: tqdm[Any]) -> None:
-        rates = [group["lr"] for group in self.optimizer.param_groups]
-        ready = time.perf_counter()
-        seconds = 0.0
-        for images, targets in self.batches.epoch(epoch, start):
-            loss = self.step(images, targets)
-            bar.update()
-            seconds += time.perf_counter() - ready
-            period = self.plan.log_period
-            if self.iteration % period == 0 or self.iteration == self.max_iterations:
-                value = self._mean(loss)
-                rates = [group["lr"] for group in self.optimizer.param_groups]
-                if metrics is not None:
-                    metrics.write(
-                        self.iteration,
-                        {"epoch": epoch, "total_loss": value, "lr": rates[0], "time": seconds / period},
-                    )
-                    _logger.info(
-                        f"iteration {self.iteration}/{self.max_iterations}, epoch {epoch + 1}/"
-                        f"{self.plan.epochs}: loss {value:.4f}, lr {rates[0]:.3g}, "
-                        f"{seconds / period:.3f} s an iteration"
-                    )
-                seconds = 0.0
-            period = self.plan.checkpoint_period
-            if self.processes.rank == 0 and period and self.iteration % period == 0:
-                self._save(f"model_{self.iteration:07d}")
-            ready = time.perf_counter()
-
-    def _mean(self, loss: Tensor) -> float:
-        """The loss of the whole batch, over all processes."""
-        if self.processes.count > 1:
-            torch.distributed.all_reduce(loss)
-        return float(loss) / self.processes.count
-
-    def _evaluate(self, evaluate: Evaluate, metrics: MetricsFile | None) -> dict[str, float]:
-        results = dict(evaluate(self.model))
-        if self.ema is not None:
-            results |= {f"ema_{name}": value for name, value in evaluate(self.ema.module).items()}
-        if metrics is not None:
-            metrics.write(self.iteration, results)
-            _logger.info(", ".join(f"{name} {value:.3f}" for name, value in results.items()))
-        return results
-
-    def state_dict(self) -> dict[str, Any]:
-        """Everything that a run needs to go on, in tensors and plain containers."""
-        return {
-            "model": self.model.state_dict(),
-            **({"ema": self.ema.module.state_dict()} if self.ema is not None else {}),
-            "optimizer": self.optimizer.state_dict(),
-            "iteration": self.iteration,
-            "iterations_per_epoch": len(self.batches),
-            "seed": self.seed,
-            CLASSES: self.classes,
+    def _engine_config(self) -> Any:
+        """The plan in the engine's fields, which count iterations."""
+        plan, per_epoch = self.plan, len(self.batches)
+        period = plan.checkpoint_period or per_epoch
+        train = {
+            "output_dir": plan.output_dir,
+            "max_iter": self.max_iterations,
+            "log_period": plan.log_period,
+            "eval_period": plan.eval_period * per_epoch,
+            "checkpointer": {"period": period, "max_to_keep": plan.keep_checkpoints},
+            "device": str(self.loop.device),
         }
-
-    def _save(self, name: str) -> None:
-        self.folder.save(name, self.state_dict())
+        batch = {"total_batch_size": self.batches.batch_size * self.processes.count}
+        return OmegaConf.create({"train": train, "dataloader": {"train": batch}})
 
     def resume(self) -> bool:
         """Go on from the folder's last checkpoint; False where there is none.
@@ -272,24 +270,27 @@ class Trainer:
         Raises:
             ValueError: it is a checkpoint of another training.
         """
-        last = self.folder.last
-        if last is None:
+        if not self.checkpointer.has_checkpoint():
             return False
-        content = read_file(last)
-        ours = {"iterations_per_epoch": len(self.batches), CLASSES: self.classes}
-        for key, value in ours.items():
-            if content.get(key) != value:
-                raise ValueError(
-                    f"{last} cannot be gone on from: its {key} is {content.get(key)}, now it is {value}; "
-                    "give the data and total_batch_size it was trained with"
-                )
-        if ("ema" in content) != (self.ema is not None):
-            raise ValueError(f"{last} cannot be gone on from: one of it and the config has train.ema")
-        self.model.load_state_dict(content["model"])
-        if self.ema is not None:
-            self.ema.module.load_state_dict(content["ema"])
-        self.optimizer.load_state_dict(content["optimizer"])
-        self.iteration, self.seed = content["iteration"], content["seed"]
-        self.batches.seed = self.seed
+        last = self.checkpointer.get_checkpoint_file()
+        self._check_resumable(read_file(last, mmap=True), last)
+        self.checkpointer.load(last)
+        self.iteration = self.loop.iter + 1
         _logger.info(f"going on from iteration {self.iteration} ({last})")
         return True
+
+    def _check_resumable(self, content: Mapping[str, Any], last: str) -> None:
+        if "trainer" not in content:
+            raise ValueError(
+                f"{last} is of an earlier version and cannot be resumed: start from its weights, with "
+                "train.init_checkpoint and another train.plan.output_dir"
+            )
+        kept = content.get(METADATA, {})
+        for key, value in self.checkpointer.metadata.items():
+            if kept.get(key) != value:
+                raise ValueError(
+                    f"{last} cannot be resumed: its {key} is {kept.get(key)}, now it is {value}; give the "
+                    "data and total_batch_size it was trained with"
+                )
+        if ("ema" in content) != (self.ema is not None):
+            raise ValueError(f"{last} cannot be resumed: only one of it and the config has train.ema")

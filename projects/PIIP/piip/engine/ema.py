@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from detectron2.engine.train_loop import HookBase
@@ -30,16 +31,18 @@ class AverageWeights:
     It holds tensors, not a second model: for evaluation they change places with the model's, :meth:`swapped`.
     """
 
-    def __init__(self, model: nn.Module, *, decay: float, warmup: bool) -> None:
+    def __init__(self, model: nn.Module, *, decay: float, warmup: bool = False, **options: Any) -> None:
         """
         Args:
             model: whose weights and buffers to average: not wrapped for data parallelism.
             decay, warmup: see `ema_decay` and `ema_warmup` in `piip.engine.settings`.
+            options: further ones of `ModelEmaV3`.
         """
         self.model = model
         state = model.state_dict()
         whole = not any(isinstance(tensor, DTensor) for tensor in state.values())  # else kinds are mixed
-        self.ema = ModelEmaV3(_Copies(state), decay=decay, use_warmup=warmup, foreach=whole)
+        options = {"foreach": whole, **options}
+        self.ema = ModelEmaV3(_Copies(state), decay=decay, use_warmup=warmup, **options)
 
     def update(self, iteration: int) -> None:
         """Take in the weights that an iteration, counted from 0, has left. The first is taken as it is."""

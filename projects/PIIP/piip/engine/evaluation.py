@@ -73,7 +73,7 @@ def with_tta(cfg: DictConfig, model: nn.Module) -> nn.Module:
     return wrapped.eval()
 
 
-class _Images:
+class TestBatches:
     """A loader that ends between two batches when the process is told to, and fails with `DataError`."""
 
     def __init__(self, loader: Any) -> None:
@@ -84,10 +84,12 @@ class _Images:
 
     def __iter__(self) -> Iterator[Any]:
         batches = iter(self.loader)
-        for _ in range(len(self)):
+        while True:
             leave_if_told()
             try:
                 batch = next(batches)
+            except StopIteration:
+                return
             except (RuntimeError, ValueError, OSError) as error:  # of a worker that died, or of an image
                 raise DataError(reason_of(error)) from error
             yield batch
@@ -128,7 +130,7 @@ def evaluate(cfg: DictConfig, model: nn.Module, *, subfolder: str = "") -> dict[
         evaluators.append(Pictures(evaluator.renderer(), folder, len(loader), number, tag=tag))
     with unsharded(model), autocast(cfg.train.device, cfg.train.get("eval_precision", "float32")):
         model = with_tta(cfg, model)
-        results: dict[str, dict[str, float]] = inference_on_dataset(model, _Images(loader), evaluators)
+        results: dict[str, dict[str, float]] = inference_on_dataset(model, TestBatches(loader), evaluators)
     if comm.is_main_process():
         print_csv_format(results)
         if hasattr(evaluator, "summary"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,13 @@ __all__ = ["LiveLine", "Saving", "training_hooks"]
 
 
 def training_hooks(
-    cfg: DictConfig, model: nn.Module, checkpointer: Checkpointer, average: AverageWeights | None = None
+    cfg: DictConfig,
+    model: nn.Module,
+    checkpointer: Checkpointer,
+    average: AverageWeights | None = None,
+    *,
+    schedule: HookBase | None = None,
+    test: Callable[[], Mapping[str, Any]] | None = None,
 ) -> list[HookBase | None]:
     """The hooks of a training in the order in which they run; None stands for those that this process skips.
 
@@ -36,6 +43,8 @@ def training_hooks(
         model: the model as it is trained.
         checkpointer: writes its checkpoints.
         average: of its weights, if one is kept.
+        schedule: of the learning rates; None for the config's `lr_multiplier`.
+        test: what an evaluation is, which returns metrics; None for the config's.
     """
     main_process = comm.is_main_process()
     batch_size = cfg.dataloader.train.total_batch_size
@@ -43,11 +52,11 @@ def training_hooks(
         hooks.IterationTimer(),
         PartMetrics(model, cfg.train.log_period),
         Throughput(batch_size, cfg.train.log_period, cfg.train.device) if main_process else None,
-        hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier)),
+        schedule or hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier)),
         EMAUpdate(average) if average else None,
         _checkpoints(cfg, checkpointer),
         Preemption(),  # once the step is complete, and before an evaluation
-        hooks.EvalHook(cfg.train.eval_period, lambda: evaluate_both(cfg, model, average)),
+        hooks.EvalHook(cfg.train.eval_period, test or (lambda: evaluate_both(cfg, model, average))),
         Logs(cfg) if main_process else None,
         LiveLine() if main_process else None,
     ]
@@ -104,7 +113,7 @@ class LiveLine(HookBase):
             disable=None,  # unless stderr is a terminal
             dynamic_ncols=True,
         )
-        handlers = [name for name in ("detectron2", "fvcore") if logging.getLogger(name).handlers]
+        handlers = [name for name in ("root", "detectron2", "fvcore") if logging.getLogger(name).handlers]
         self._logs = logging_redirect_tqdm([logging.getLogger(name) for name in handlers])
         if not self._bar.disable:
             self._logs.__enter__()

@@ -97,7 +97,7 @@ def complete(config: DictConfig) -> DictConfig:
     """Write into `train` of a config, if it has one, the fields that it leaves to their defaults.
 
     So all of them can be changed from the command line, and stand in the config that a run saves. A config
-    whose `train` has a `plan` is for another loop (that of classifiers), which knows none of them.
+    whose `train` has a `plan` is a classifier's, which says the same by epochs.
     """
     if isinstance(config.get("train"), DictConfig) and "plan" not in config.train:
         for field in fields(TrainSettings):

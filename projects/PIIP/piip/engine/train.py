@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-from datetime import timedelta
 from typing import Any
 
 from detectron2.config import instantiate
@@ -35,10 +34,7 @@ from .checkpoints.sharded_checkpoint import ShardedCheckpointer
 from .config import load_config
 from .data.custom_data import use_custom_dataset
 from .data.loader import TrainLoader
-from .data.workers import DataError
-from .distributed.collectives import barrier
 from .distributed.launching import restarted
-from .distributed.preemption import Preempted, watch
 from .distributed.sharding import is_sharded, load_pretrained_parts
 from .ema import AverageWeights
 from .evaluation import check_test_set, class_names, evaluate, with_tta
@@ -46,13 +42,13 @@ from .hooks import training_hooks
 from .model import build_model, for_prediction, prepare_model
 from .nonfinite import NonfiniteGuard
 from .optim import scale_lr
+from .run import run
 from .settings import TrainSettings
 from .trainer import Trainer
 
 __all__ = ["Trainer", "build_model", "evaluate", "main", "train", "with_tta"]
 
 _logger = logging.getLogger("detectron2.piip")
-_SAVING = timedelta(minutes=10)  # that a last checkpoint may take
 
 
 def train(cfg: DictConfig, *, resume: bool = False, restartable: ClassShapes | None = None) -> None:
@@ -135,43 +131,9 @@ def train(cfg: DictConfig, *, resume: bool = False, restartable: ClassShapes | N
         _logger.warning(
             "dataloader.train is not a piip.engine.data.TrainLoader: the order of the images starts again"
         )
-    with watch():
-        try:
-            trainer.train(start, cfg.train.max_iter)
-        except KeyboardInterrupt:
-            _logger.error(f"interrupted at iteration {trainer.iter}: {_way_on(checkpointer)}")
-            raise
-        except (Preempted, DataError) as end:
-            # neither comes in the middle of a step
-            sharded = isinstance(checkpointer, ShardedCheckpointer)
-            # all processes write shards, but an evaluation may have failed in some only
-            alike = isinstance(end, Preempted) or trainer.completed < trainer.iter
-            if alike if sharded else comm.is_main_process():
-                _save_unless_saved(checkpointer, trainer)
-            if comm.is_main_process():
-                told = "told to stop by SIGTERM" if isinstance(end, Preempted) else "stopped"
-                _logger.error(f"{told} after iteration {trainer.completed}: {_way_on(checkpointer)}")
-            barrier(_SAVING)  # a launcher ends all soon after the first has ended
-            raise
+    run(trainer, checkpointer, start, cfg.train.max_iter)
     if skipped := set().union(*comm.all_gather(getattr(loader, "skipped", {}))):
         _logger.warning(f"{len(skipped)} images could not be used: others were trained on in their place")
-
-
-def _save_unless_saved(checkpointer: Checkpointer, trainer: Trainer) -> None:
-    """Save a run between two steps, where it has made any."""
-    done = trainer.completed
-    name = f"model_{done:07d}"
-    over = done == trainer.max_iter - 1 and checkpointer.saved == "model_final"
-    if done >= trainer.start_iter and checkpointer.saved != name and not over:
-        trainer.iter = done
-        checkpointer.save(name, iteration=done)
-        if isinstance(checkpointer, ShardedCheckpointer):
-            checkpointer.wait()
-
-
-def _way_on(checkpointer: Checkpointer) -> str:
-    last = checkpointer.get_checkpoint_file()
-    return f"--resume continues from {last}" if last else "no checkpoint was saved yet"
 
 
 def main(args: argparse.Namespace) -> None:

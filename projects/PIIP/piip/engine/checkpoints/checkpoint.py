@@ -22,7 +22,7 @@ from ...weights.files.tensors import read_file, write_file
 METADATA = "metadata"
 """Key of a checkpoint under which the names of its classes are."""
 
-CLASS_NAMES = ("thing_classes", "stuff_classes")
+CLASS_NAMES = ("thing_classes", "stuff_classes", "classes")
 """Keys of the metadata under which a task's classes are."""
 
 ClassShapes = Mapping[str, tuple[int | None, ...]]
