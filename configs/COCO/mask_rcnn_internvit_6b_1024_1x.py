@@ -15,3 +15,4 @@ optimizer.params.layer_decay_rate = 0.95
 model.backbone.piip.grad_checkpointing = True
 model.backbone.size_divisibility = 64
 set_multiscale(1024)
+train.float32_heads = True  # as released; next to such a backbone it costs little

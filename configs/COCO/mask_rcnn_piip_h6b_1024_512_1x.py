@@ -11,3 +11,4 @@ model.backbone.piip.image_sizes = [512, 1024]
 model.backbone.piip.grad_checkpointing = True
 model.backbone.size_divisibility = 64
 set_multiscale(1024)
+train.float32_heads = True  # as released; next to such a backbone it costs little

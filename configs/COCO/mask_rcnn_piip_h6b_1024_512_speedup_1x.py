@@ -13,3 +13,4 @@ model.backbone.piip.interaction.norm = False
 model.backbone.piip.grad_checkpointing = True
 model.backbone.size_divisibility = 64
 set_multiscale(1024)
+train.float32_heads = True  # as released; next to such a backbone it costs little

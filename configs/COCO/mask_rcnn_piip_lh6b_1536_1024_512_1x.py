@@ -22,3 +22,4 @@ lr_multiplier.warmup_length = 500 / train.max_iter
 model.backbone.piip.grad_checkpointing = True
 model.backbone.size_divisibility = 64
 set_multiscale(1536)
+train.float32_heads = True  # as released; next to such a backbone it costs little

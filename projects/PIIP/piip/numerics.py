@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-__all__ = ["at_least_float32", "autocast", "dtype_of", "without_autocast"]
+__all__ = ["at_least_float32", "autocast", "autocast_only", "dtype_of", "without_autocast"]
 
 _PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -44,3 +46,35 @@ def autocast(device: str | torch.device, precision: str) -> torch.autocast:
     """
     is_half = dtype_of(precision) != torch.float32
     return torch.autocast(torch.device(device).type, torch.bfloat16, enabled=is_half)
+
+
+@contextmanager
+def autocast_only(module: nn.Module, device: str | torch.device, precision: str) -> Iterator[None]:
+    """Within, a part of a model runs in a precision named as in the configs, the others without autocast.
+
+    Args:
+        module: the part, which returns maps by name. They leave it in float32.
+        device: of the model.
+        precision: of the part.
+
+    Raises:
+        ValueError: unknown precision.
+    """
+    inside = ExitStack()
+
+    def enter(*_: Any) -> None:
+        inside.enter_context(autocast(device, precision))
+
+    def leave(_: nn.Module, __: Any, maps: dict[str, Tensor] | None) -> dict[str, Tensor] | None:
+        inside.close()
+        return None if maps is None else {name: at_least_float32(x) for name, x in maps.items()}
+
+    hooks = (
+        module.register_forward_pre_hook(enter),
+        module.register_forward_hook(leave, always_call=True),  # after an error, too
+    )
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()

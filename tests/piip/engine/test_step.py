@@ -144,3 +144,54 @@ def test_defaults_are_written_out() -> None:
     assert config.train.precision == "bfloat16"
     assert config.train.accumulate == 1
     assert TrainSettings.of(config) == TrainSettings(precision="bfloat16")
+
+
+class Detector(nn.Module):
+    """A backbone with a neck, and a head; it notes in which types they compute."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone = nn.Module()
+        self.backbone.bottom_up = Map("f1", nn.Linear(4, 4))
+        self.neck, self.head = nn.Linear(4, 4), nn.Linear(4, 1)
+        self.types: list[torch.dtype] = []
+
+    def forward(self, batch: list[Tensor]) -> dict[str, Tensor]:
+        maps = self.backbone.bottom_up(torch.stack(batch))
+        self.types = [self.backbone.bottom_up.dtype, maps["f1"].dtype, self.head(self.neck(maps["f1"])).dtype]
+        return {"loss": self.head(self.neck(maps["f1"])).square().mean()}
+
+
+class Map(nn.Module):
+    def __init__(self, name: str, layer: nn.Module) -> None:
+        super().__init__()
+        self.name, self.layer, self.broken = name, layer, False
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        if self.broken:
+            raise RuntimeError("out of memory")
+        out = self.layer(x)
+        self.dtype = out.dtype
+        return {self.name: out}
+
+
+@pytest.mark.parametrize("heads", [False, True])
+def test_heads_in_float32(heads: bool) -> None:
+    """The backbone in bfloat16 either way, what follows it in float32 where asked for."""
+    model = Detector()
+    trainer = Trainer(
+        model,
+        [IMAGES],
+        torch.optim.SGD(model.parameters(), lr=0.1),
+        seed=0,
+        precision="bfloat16",
+        float32_heads=heads,
+    )
+    trainer.train(0, 1)
+    half, full = torch.bfloat16, torch.float32
+    assert model.types == ([half, full, full] if heads else [half] * 3)
+    model.backbone.bottom_up.broken = True
+    with pytest.raises(RuntimeError, match="out of memory"):
+        trainer._forward(IMAGES)
+    assert not torch.is_autocast_enabled("cpu")
+    assert not model.backbone.bottom_up._forward_hooks

@@ -25,6 +25,7 @@ class TrainSettings:
         seed: what a run draws at random depends on it only. Negative: drawn once, kept in checkpoints.
         precision: "float32" or "bfloat16" (autocast; weights and optimizer stay as they are) in training.
         eval_precision: the same in evaluation.
+        float32_heads: leave all that follows the backbone (neck, proposals, heads) in float32 in training.
         tta: evaluate and predict with the test-time augmentation that the config's `tta` describes.
         parallel: how several processes share the work. "ddp": each holds the whole model. "fsdp": weights,
             gradients and optimizer are sharded over all, see `piip.engine.distributed.sharding`.
@@ -49,6 +50,7 @@ class TrainSettings:
     seed: int = -1
     precision: str = "float32"
     eval_precision: str = "float32"
+    float32_heads: bool = False
     tta: bool = False
     parallel: str = "ddp"
     accumulate: int = 1

@@ -91,6 +91,7 @@ def train(cfg: DictConfig, *, resume: bool = False, restartable: ClassShapes | N
         optimizer,
         seed=seed,
         precision=settings.precision,
+        float32_heads=settings.float32_heads,
         accumulate=settings.accumulate,
         clip_grad_norm=settings.clip_grad_norm,
         guard=NonfiniteGuard(settings.skip_nonfinite, cfg.train.output_dir),

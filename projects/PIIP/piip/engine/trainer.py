@@ -15,7 +15,7 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
-from ..numerics import autocast
+from ..numerics import autocast, autocast_only
 from ..seeding import mix_seed, seed_all
 from .data.workers import DataError, reason_of
 from .distributed.collectives import any_rank
@@ -43,6 +43,7 @@ class Trainer(SimpleTrainer):
         *,
         seed: int,
         precision: str = "float32",
+        float32_heads: bool = False,
         accumulate: int = 1,
         clip_grad_norm: float = 0.0,
         guard: NonfiniteGuard | None = None,
@@ -54,12 +55,14 @@ class Trainer(SimpleTrainer):
             optimizer: of the model's parameters.
             seed: of this run, in [0, 2**32); the same on all ranks. `load_state_dict` replaces it.
             precision: "float32" or "bfloat16".
+            float32_heads: that precision is for the model's backbone, without its neck, only.
             accumulate: parts that a batch, a list then, is worked through in; see :meth:`run_step`.
             clip_grad_norm: longest gradient; 0 for no clipping.
             guard: what to do when a loss is not finite; by default training stops.
         """
         super().__init__(model, data_loader, optimizer)
         self.seed, self.precision = seed, precision
+        self.float32_heads = float32_heads
         self.accumulate, self.clip_grad_norm = accumulate, clip_grad_norm
         self.guard = guard or NonfiniteGuard()
         self.completed = -1
@@ -167,7 +170,11 @@ class Trainer(SimpleTrainer):
         raise DataError(f"no batch for iteration {self.iter}, {reason}") from failure
 
     def _forward(self, batch: Any) -> dict[str, torch.Tensor]:
-        with autocast(self.device, self.precision):
+        with (
+            autocast_only(_without_neck(self.model), self.device, self.precision)
+            if self.float32_heads
+            else autocast(self.device, self.precision)
+        ):
             losses: dict[str, torch.Tensor] = self.model(batch)
         return losses
 
@@ -183,3 +190,10 @@ class Trainer(SimpleTrainer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict(state_dict)
         self.seed = state_dict["seed"]
+
+
+def _without_neck(model: nn.Module) -> nn.Module:
+    """The backbone of a detector or segmentor, without the neck it may have."""
+    backbone: Any = (model.module if isinstance(model, DistributedDataParallel) else model).backbone
+    without: nn.Module = getattr(backbone, "bottom_up", backbone)
+    return without

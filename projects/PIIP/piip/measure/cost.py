@@ -149,7 +149,7 @@ class _Forward(nn.Module):
         # a cascade has a list of box heads, each of which sees all proposals
         self.box_head = nn.ModuleList(_as_list(heads.box_head))
         self.box_predictor = nn.ModuleList(_as_list(heads.box_predictor))
-        self.mask_head = heads.mask_head if heads.mask_on else None
+        self.mask_head = nn.ModuleList(_as_list(heads.mask_head) if heads.mask_on else [])
 
     def forward(self, image: Tensor, boxes: Tensor, masks: Tensor) -> tuple[Tensor, ...]:
         features: Mapping[str, Tensor] = self.backbone(image)
@@ -157,8 +157,9 @@ class _Forward(nn.Module):
         outputs = [*features.values(), *scores, *deltas]
         for head, predictor in zip(self.box_head, self.box_predictor, strict=True):
             outputs.extend(predictor(head(boxes)))
-        if self.mask_head is not None:
-            outputs.append(self.mask_head.layers(masks))
+        for head in self.mask_head:
+            layers: Any = head.layers
+            outputs.append(layers(masks))
         return tuple(outputs)
 
 

@@ -38,7 +38,8 @@ def sample_proposals(
 
     Returns:
         The samples, an image each, with "proposal_boxes", "gt_classes" (the number of classes for
-        background) and, where the image has objects, what `targets` hold.
+        background), "is_object" (whether the box is an object's own) and, where the image has objects, what
+        `targets` hold.
     """
     samples, foreground = [], 0
     for found, truth in zip(proposals, targets, strict=True):
@@ -50,6 +51,7 @@ def sample_proposals(
             labels = torch.cat([labels.new_ones(len(truth)), labels])
         chosen, classes = heads._sample_proposals(matches, labels, truth.gt_classes)
         sample = Instances(found.image_size, proposal_boxes=boxes[chosen], gt_classes=classes)
+        sample.is_object = chosen < len(boxes) - len(found)
         if len(truth):
             for name, value in truth.get_fields().items():
                 if name.startswith("gt_") and not sample.has(name):
