@@ -4,7 +4,7 @@
 from collections.abc import Sequence
 
 from piip.engine.command_line import argument_parser, dataset_root, tool
-from piip.quick.command_line import add_split_options
+from piip.quick.command_line import add_split_options, write_splits
 
 
 @tool
@@ -24,9 +24,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from piip.quick.drawing import CLASSES
     from piip.quick.patterns import write_split
 
-    for split, number in (("train", args.train_images), ("val", args.val_images)):
-        folder = write_split(args.output, split, number, args.image_size, args.seed)
-        print(f"{number} images of {len(CLASSES)} classes, {args.image_size} px: {folder}")
+    write_splits(args, write_split, f"images of {len(CLASSES)} classes, {args.image_size} px")
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@
 from collections.abc import Sequence
 
 from piip.engine.command_line import argument_parser, dataset_root, tool
-from piip.quick.command_line import add_split_options
+from piip.quick.command_line import add_split_options, write_splits
 
 
 @tool
@@ -23,9 +23,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     # imported here: --help needs none of it
     from piip.quick.shapes import write_split
 
-    for split, number in (("train", args.train_images), ("val", args.val_images)):
-        path = write_split(args.output, split, number, args.image_size, args.seed)
-        print(f"{number} images of {args.image_size} px: {path}")
+    write_splits(args, write_split, f"images of {args.image_size} px")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Data sets that draw themselves, for demos and tests."""
+"""Generated data sets, for demos and tests."""
 
 from ..extras import explain_missing
 

@@ -1,4 +1,4 @@
-"""Shapes on blotches, drawn from random numbers: what the quick data sets are made of."""
+"""Random shapes on blurred blotches: the images of the generated data sets."""
 
 from __future__ import annotations
 
@@ -8,14 +8,19 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["CLASSES", "Image", "Mask", "background", "coverage_of", "texture"]
+from ..images import Image
 
 CLASSES: tuple[str, ...] = ("disc", "square", "triangle", "star", "ring", "cross")
 
 _SUPERSAMPLING = 4
 
-Image = npt.NDArray[np.uint8]
 Mask = npt.NDArray[np.bool_]
+Pixels = npt.NDArray[np.float32]
+
+
+def generator_of(seed: int, split: str, index: int) -> np.random.Generator:
+    """The random numbers of one image. They depend on seed, split and index only."""
+    return np.random.default_rng([seed, *split.encode(), index])
 
 
 def _polygon(radii: Sequence[float], phase: float = 0.0) -> npt.NDArray[np.float64]:
@@ -42,12 +47,10 @@ _OUTLINES: dict[str, list[npt.NDArray[np.float64]]] = {
 }  # fmt: skip
 
 
-def coverage_of(
-    label: int, extent: float, center: tuple[float, float], angle: float, size: int
-) -> npt.NDArray[np.float32]:
+def coverage_of(label: int, extent: float, center: tuple[float, float], angle: float, size: int) -> Pixels:
     """(size, size) share of each pixel that a shape covers, in [0, 1].
 
-    `extent` is the larger side of its box and `center` the middle of that box (x, y), in pixels; `angle` in
+    `extent` is the larger side of its box and `center` the center (x, y) of the box, in pixels; `angle` is in
     radians.
     """
     cos, sin = np.cos(angle), np.sin(angle)
@@ -65,24 +68,46 @@ def coverage_of(
     return covered
 
 
-def background(rng: np.random.Generator, size: int) -> npt.NDArray[np.float32]:
+def background(rng: np.random.Generator, size: int) -> Pixels:
     """(size, size, 3) smooth blotches, nearly grey, because hue is what tells small objects apart."""
     cells = int(rng.integers(2, 6))
     blotches = rng.uniform(30, 225, (cells, cells, 1)) + rng.uniform(-20, 20, (cells, cells, 3))
     return np.asarray(cv2.resize(blotches.astype(np.float32), (size, size), interpolation=cv2.INTER_CUBIC))
 
 
-def texture(
-    rng: np.random.Generator, label: int, behind: npt.NDArray[np.float32], size: int
-) -> npt.NDArray[np.float32]:
-    """(size, size, 3) stripes of a hue typical of the class, at least 60 grey levels from `behind` (3,)."""
-    while True:
-        hue = (label + rng.normal(0, 0.15)) * 180 / len(CLASSES) % 180  # OpenCV's hues end at 180
-        hsv = np.array([[[hue, rng.uniform(120, 255), rng.uniform(100, 255)]]]).astype(np.uint8)
-        colour = cv2.cvtColor(hsv, cv2.COLOR_HSV2BGR)[0, 0].astype(np.float32)
-        if np.abs(colour - behind).max() >= 60:
-            break
-    angle, period = rng.uniform(0, np.pi), rng.uniform(6, 24)
+def hue_of(rng: np.random.Generator, label: int) -> float:
+    """A hue typical of a class, in OpenCV's range [0, 180)."""
+    return float((label + rng.normal(0, 0.15)) * 180 / len(CLASSES) % 180)
+
+
+def is_apart(colour: Pixels, behind: Pixels) -> bool:
+    """Whether a colour (3,) differs from the background's by 60 grey levels in a channel."""
+    return bool(np.abs(colour - behind).max() >= 60)
+
+
+def waves(rng: np.random.Generator, size: int, shortest: float, longest: float) -> tuple[Pixels, Pixels]:
+    """(size, size) phases in radians along a random direction and across it, of a random period in pixels."""
+    angle, period = rng.uniform(0, np.pi), rng.uniform(shortest, longest)
     ys, xs = np.mgrid[:size, :size].astype(np.float32)
-    wave = np.sin((xs * np.cos(angle) + ys * np.sin(angle)) * (2 * np.pi / period))
+    along = (xs * np.cos(angle) + ys * np.sin(angle)) * (2 * np.pi / period)
+    across = (ys * np.cos(angle) - xs * np.sin(angle)) * (2 * np.pi / period)
+    return along, across
+
+
+def texture(rng: np.random.Generator, label: int, behind: Pixels, size: int) -> Pixels:
+    """(size, size, 3) stripes of a hue typical of the class, apart from the background `behind` (3,)."""
+    while True:
+        hsv = np.array([[[hue_of(rng, label), rng.uniform(120, 255), rng.uniform(100, 255)]]]).astype(
+            np.uint8
+        )
+        colour = cv2.cvtColor(hsv, cv2.COLOR_HSV2BGR)[0, 0].astype(np.float32)
+        if is_apart(colour, behind):
+            break
+    wave = np.sin(waves(rng, size, 6, 24)[0])
     return colour + (rng.uniform(0, 25) * wave)[..., None].astype(np.float32)
+
+
+def finished(rng: np.random.Generator, image: Pixels, noise: float) -> Image:
+    """The image with Gaussian noise of a standard deviation in grey levels, as 8 bits."""
+    image += rng.normal(0, noise, image.shape).astype(np.float32)
+    return np.clip(image, 0, 255).astype(np.uint8)

@@ -1,4 +1,4 @@
-"""Images with questions that draw themselves, in LLaVA's format, to try training without a download."""
+"""A generated data set of images with questions, in LLaVA's format, to try training without a download."""
 
 from __future__ import annotations
 
@@ -9,22 +9,23 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from .drawing import CLASSES, Image, background, coverage_of, texture
+from ..images import Image, write_image
+from .drawing import CLASSES, background, coverage_of, finished, generator_of, texture
 
 __all__ = ["IMAGE_SIZE", "draw_scene", "questions", "texts", "write_questions"]
 
 IMAGE_SIZE = 48
 SHAPES = ("disc", "square", "triangle")
 NUMBERS = ("none", "one", "two", "three")
-_EXTENTS = (9.0, 16.0)  # pixels: the larger sides of objects
-_MOST = 5  # objects in an image
+_EXTENTS = (9.0, 16.0)  # range of the larger sides of objects, in pixels
+_MOST = 5  # objects per image
 
 
 def draw_scene(rng: np.random.Generator) -> tuple[Image, list[str]]:
     """One image and the names of its objects, which do not overlap, the largest first.
 
     Args:
-        rng: source of everything random; its state alone decides the result.
+        rng: the only source of randomness.
 
     Returns:
         The image ``(48, 48, 3)`` in BGR, and one to five names, none of them more than three times.
@@ -45,17 +46,16 @@ def draw_scene(rng: np.random.Generator) -> tuple[Image, list[str]]:
             near = cv2.dilate(cover, np.ones((3, 3), np.uint8)) > 0
             if (near & taken).any():
                 continue
-            paint = texture(rng, label, image[cover >= 0.5].mean(axis=0), IMAGE_SIZE)
-            image += cover[..., None] * (paint - image)
+            behind = image[cover >= 0.5].mean(axis=0)
+            image += cover[..., None] * (texture(rng, label, behind, IMAGE_SIZE) - image)
             taken |= near
             names.append(name)
             break
-    image += rng.normal(0, 4, image.shape).astype(np.float32)
-    return np.clip(image, 0, 255).astype(np.uint8), names
+    return finished(rng, image, 4), names
 
 
 def questions(names: Sequence[str]) -> list[tuple[str, str]]:
-    """What is asked about a scene of these objects, and the answers."""
+    """Questions about a scene of these objects, and their answers."""
     counts = [(f"how many {shape}s?", NUMBERS[names.count(shape)]) for shape in SHAPES]
     return [*counts, ("is there a disc?", "yes" if "disc" in names else "no")]
 
@@ -67,12 +67,12 @@ def texts() -> list[str]:
 
 
 def write_questions(root: Path, split: str, num_images: int, seed: int) -> Path:
-    """Write ``root/split/*.png`` and ``root/split.json``, the same bytes for the same arguments.
+    """Write ``root/split/*.png`` and ``root/split.json``. The same arguments give the same bytes.
 
     Args:
         root: folder of the data, made if missing.
         split: name of the split, such as "train".
-        num_images: how many; each has four questions, in an order of its own.
+        num_images: number of images. Each has the same four questions, in a random order.
         seed: image number i depends on (seed, split, i) only.
 
     Returns:
@@ -81,7 +81,7 @@ def write_questions(root: Path, split: str, num_images: int, seed: int) -> Path:
     (root / split).mkdir(parents=True, exist_ok=True)
     entries = []
     for index in range(num_images):
-        rng = np.random.default_rng([seed, *split.encode(), index])
+        rng = generator_of(seed, split, index)
         image, names = draw_scene(rng)
         asked = questions(names)
         turns = []
@@ -90,8 +90,7 @@ def write_questions(root: Path, split: str, num_images: int, seed: int) -> Path:
             question = f"<image>\n{question}" if number == 0 else question
             turns += [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]
         name = f"{split}/{index:06d}.png"
-        if not cv2.imwrite(str(root / name), image):
-            raise OSError(f"cannot write {root / name}: check that the folder is writable")
+        write_image(root / name, image)
         entries.append({"id": f"{split}-{index}", "image": name, "conversations": turns})
     path = root / f"{split}.json"
     path.write_text(json.dumps(entries, indent=1))

@@ -1,9 +1,8 @@
-"""A data set that draws itself, shapes of very different sizes: instances in COCO's format, and label maps.
+"""A generated data set of shapes at very different scales: instances in COCO's format, and label maps.
 
-It exists so that training, evaluation and prediction can be tried and tested without a download. What it
-stresses is scale: objects run from 8 pixels to most of the image, in loose scenes, in scenes one object
-fills, and in crowds of small ones, with occlusion. Classes differ by outline and, because 8 pixels show
-little outline, by typical hue.
+With it, training, evaluation and prediction can be tried and tested without a download. It is about scale:
+objects range from 8 pixels to most of the image, in loose scenes, in scenes that one object fills, and in
+crowds of small ones, with occlusion. Classes differ by outline and by hue: 8 pixels show little outline.
 """
 
 from __future__ import annotations
@@ -12,14 +11,14 @@ import json
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 from pycocotools import mask as coco_mask
 
 from ..detection.data import register_coco
 from ..engine.command_line import dataset_root
+from ..images import Image, write_image
 from ..segmentation.data import register_folders
-from .drawing import CLASSES, Image, Mask, background, coverage_of, texture
+from .drawing import CLASSES, Mask, background, coverage_of, finished, generator_of, texture
 
 _COLOURS = (
     (230, 60, 60),
@@ -34,12 +33,12 @@ SEMANTIC_CLASSES: tuple[str, ...] = ("background", *CLASSES)
 """Classes of the label maps."""
 _BACKGROUND_COLOUR = (128, 128, 128)
 
-MIN_EXTENT = 8  # pixels: the larger side of the smallest object
-_MIN_VISIBLE = 0.7  # an object is never hidden beyond this fraction of its own pixels
+MIN_EXTENT = 8  # larger side of the smallest object, in pixels
+_MIN_VISIBLE = 0.7  # share of an object's pixels that always stays visible
 
 
 def _plan(rng: np.random.Generator, size: int) -> list[tuple[int, float, tuple[float, float]]]:
-    """(class, extent, box center) of the objects of one scene, the largest first: it is drawn first."""
+    """(class, extent, box center) of the objects of one scene, in the order of drawing: the largest first."""
 
     def log_uniform(low: float, high: float) -> float:
         return float(np.exp(rng.uniform(np.log(low), np.log(high))))
@@ -69,7 +68,7 @@ def draw_scene(rng: np.random.Generator, size: int) -> tuple[Image, list[Mask], 
     """One image and its objects.
 
     Args:
-        rng: source of everything random; its state alone decides the result.
+        rng: the only source of randomness.
         size: height and width of the image in pixels, at least 32.
 
     Returns:
@@ -77,7 +76,7 @@ def draw_scene(rng: np.random.Generator, size: int) -> tuple[Image, list[Mask], 
         objects' indices into `CLASSES`.
 
     Raises:
-        ValueError: the image is too small to hold the range of sizes the dataset is about.
+        ValueError: the image is too small for the range of sizes.
     """
     if size < 4 * MIN_EXTENT:
         raise ValueError(f"image size {size} is too small for shapes: use at least {4 * MIN_EXTENT} pixels")
@@ -93,13 +92,11 @@ def draw_scene(rng: np.random.Generator, size: int) -> tuple[Image, list[Mask], 
             visible.sum() < _MIN_VISIBLE * area for visible, area in zip(covered, full_areas, strict=True)
         ):
             continue
-        paint = texture(rng, label, image[mask].mean(axis=0), size)
-        image += cover[..., None] * (paint - image)
+        image += cover[..., None] * (texture(rng, label, image[mask].mean(axis=0), size) - image)
         masks = [*covered, mask]
         labels.append(label)
         full_areas.append(int(mask.sum()))
-    image += rng.normal(0, 4, image.shape).astype(np.float32)
-    return np.clip(image, 0, 255).astype(np.uint8), masks, labels
+    return finished(rng, image, 4), masks, labels
 
 
 def _annotation(mask: Mask, label: int) -> dict[str, Any]:
@@ -114,14 +111,14 @@ def _annotation(mask: Mask, label: int) -> dict[str, Any]:
 
 
 def write_split(root: Path, split: str, num_images: int, image_size: int, seed: int) -> Path:
-    """Write images, instances and label maps, the same bytes for the same arguments.
+    """Write images, instances and label maps. The same arguments give the same bytes.
 
     They are `root/split/*.png`, `root/instances_split.json` and `root/labels_split/*.png`.
 
     Args:
         root: folder of the dataset, made if missing.
         split: name of the split, such as "train".
-        num_images: how many images.
+        num_images: number of images.
         image_size: their height and width in pixels.
         seed: image number i depends on (seed, split, i) only.
 
@@ -133,15 +130,13 @@ def write_split(root: Path, split: str, num_images: int, image_size: int, seed: 
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     for index in range(num_images):
-        rng = np.random.default_rng([seed, *split.encode(), index])
-        image, masks, labels = draw_scene(rng, image_size)
+        image, masks, labels = draw_scene(generator_of(seed, split, index), image_size)
         name = f"{index:06d}.png"
         semantic = np.zeros(image.shape[:2], np.uint8)
         for mask, label in zip(masks, labels, strict=True):
             semantic[mask] = label + 1  # visible pixels: masks do not overlap
-        for path, pixels in ((root / split / name, image), (root / f"labels_{split}" / name, semantic)):
-            if not cv2.imwrite(str(path), pixels):
-                raise OSError(f"cannot write {path}: check that the folder is writable")
+        write_image(root / split / name, image)
+        write_image(root / f"labels_{split}" / name, semantic)
         images.append({"id": index + 1, "file_name": name, "height": image_size, "width": image_size})
         for mask, label in zip(masks, labels, strict=True):
             identity = {"id": len(annotations) + 1, "image_id": index + 1}
@@ -153,7 +148,7 @@ def write_split(root: Path, split: str, num_images: int, image_size: int, seed: 
 
 
 def register() -> None:
-    """Register what is in `dataset_root()/shapes`.
+    """Register the data set in `dataset_root()/shapes`.
 
     Instances are "shapes_train" and "shapes_val", label maps "shapes_sem_seg_train" and
     "shapes_sem_seg_val".
