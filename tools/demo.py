@@ -17,7 +17,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argument_parser(
         description="Draw what a trained model finds in images, videos and live streams."
     )
-    parser.add_argument("--config-file", required=True, help="LazyConfig of the model")
+    parser.add_argument(
+        "--config-file", help="LazyConfig of the model (default: what its training kept in the weights)"
+    )
     parser.add_argument("--weights", help="checkpoint (default: the config's train.init_checkpoint)")
     parser.add_argument(
         "--input",
@@ -56,23 +58,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
 
     # imported here: --help needs none of it
-    from detectron2.utils.logger import setup_logger
-
     from piip.classification.experiment import classifier_to_show, is_classifier
     from piip.detection.predict import InstanceRenderer, Undrawn, skip_below
     from piip.engine.config import load_config
     from piip.engine.data.custom_data import follow_weights, use_custom_dataset
+    from piip.engine.logs.screen import set_up_logs
     from piip.engine.prediction.predict import Predictor, Predicts, predict
     from piip.engine.renderer import Renderer
     from piip.images import printable
     from piip.segmentation.predict import SemanticRenderer
 
-    cfg = load_config(args.config_file, args.opts)
+    set_up_logs()
+    cfg = load_config(args.config_file, args.opts, weights=args.weights or "")
     weights = args.weights or cfg.train.init_checkpoint
     if not weights:
         parser.error("no weights: give --weights, or set train.init_checkpoint in the config")
-    setup_logger(name="fvcore")
-    setup_logger()
     undrawn = Undrawn()
     model: Predicts
     renderer: Renderer

@@ -26,7 +26,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argument_parser(
         description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--config-file", required=True, help="LazyConfig of the model")
+    parser.add_argument(
+        "--config-file", help="LazyConfig of the model (default: what its training kept in the weights)"
+    )
     parser.add_argument("--weights", help="checkpoint (default: the config's train.init_checkpoint)")
     parser.add_argument("--format", required=True, choices=["torch-export", "onnx", "aotinductor"])
     parser.add_argument("--output", type=Path, required=True, help="file to write")
@@ -49,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.output.suffix != FORMATS[args.format]:
         parser.error(f"a file of format {args.format} is named *{FORMATS[args.format]}, not {args.output}")
     require(args.format)
-    cfg = load_config(args.config_file, args.overrides)
+    cfg = load_config(args.config_file, args.overrides, weights=args.weights or "")
     weights = args.weights or cfg.train.init_checkpoint
     if not weights:
         parser.error("no weights: give --weights, or set train.init_checkpoint in the config")

@@ -22,13 +22,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not args.target.endswith(".safetensors"):
         raise ValueError(f"{args.target} must end in .safetensors")
 
-    from piip.engine.checkpoints.sharded_checkpoint import whole_state
+    from piip.engine.checkpoints.checkpoint import header
+    from piip.engine.checkpoints.sharded_checkpoint import about, whole_state
     from piip.weights.differences import check_values
     from piip.weights.files.tensors import write_file
 
     state = whole_state(args.checkpoint, "ema" if args.ema else "model")
     check_values(state, args.checkpoint, state)
-    write_file(state, Path(args.target))
+    write_file(state, Path(args.target), header(about(args.checkpoint)))
     numbers = sum(tensor.numel() for tensor in state.values())
     print(f"{args.target}: {len(state)} tensors, {numbers / 1e6:.2f} M numbers")
 

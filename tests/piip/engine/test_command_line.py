@@ -135,9 +135,7 @@ def test_mistakes(
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
     monkeypatch.syspath_prepend(str(REPOSITORY / "tools"))
     # Loggers would keep this test's stdout, which ends with it.
-    monkeypatch.setattr("detectron2.utils.logger.setup_logger", lambda **settings: None)
-    if mistake != "output folder":
-        monkeypatch.setattr("piip.engine.train.default_setup", lambda cfg, args: None)
+    monkeypatch.setattr("piip.engine.logs.screen.setup_logger", lambda *args, **settings: None)
     with pytest.raises(SystemExit, match="2"):
         importlib.import_module(name).main(arguments.split())
     shown = capfd.readouterr().err

@@ -70,7 +70,7 @@ def test_an_argument_that_the_config_leaves_at_its_default() -> None:
         ("broken.py", "model = (", ValueError, "broken.py cannot be used, SyntaxError"),
         ("fails.py", "model = undefined", ValueError, "NameError: name 'undefined' is not defined"),
         ("text.txt", "hello", ValueError, "has to be a python or yaml file"),
-        ("list.yaml", "[1, 2]", ValueError, "holds a ListConfig"),
+        ("list.yaml", "[1, 2]", ValueError, "holds a list, expected sections"),
     ],
 )
 def test_files(tmp_path: Path, name: str, content: str | None, error: type[Exception], message: str) -> None:

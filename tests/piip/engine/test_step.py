@@ -15,7 +15,7 @@ require.detectron2()
 from omegaconf import OmegaConf
 
 from piip.engine.ema import AverageWeights, EMAUpdate
-from piip.engine.optim import param_groups, scale_lr
+from piip.engine.optim import param_groups, scaled_lr
 from piip.engine.settings import TrainSettings, complete
 from piip.engine.train import Trainer
 
@@ -87,8 +87,7 @@ def test_learning_rate_follows_the_batch(settings: dict[str, Any], lr: float) ->
     cfg = OmegaConf.create(
         {"optimizer": {"lr": 1e-4}, "dataloader": {"train": {"total_batch_size": 64}}, "train": settings}
     )
-    scale_lr(cfg, TrainSettings.of(cfg))
-    assert cfg.optimizer.lr == pytest.approx(lr)
+    assert scaled_lr(cfg, TrainSettings.of(cfg)) == pytest.approx(lr)
 
 
 def test_a_scalar_that_sharding_made_a_vector_keeps_its_weight_decay() -> None:

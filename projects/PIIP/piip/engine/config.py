@@ -1,46 +1,183 @@
-"""LazyConfigs from the command line: a file, and changes that must name what is there."""
+"""LazyConfigs from the command line: a file, what weights say, and changes that must name what is there."""
 
 from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Iterator, Sequence
+import logging
+from collections.abc import Collection, Iterator, Sequence
+from copy import deepcopy
 from pathlib import Path
+from typing import Any
 
-from detectron2.config import LazyConfig, instantiate
+import detectron2.config
+from detectron2.config import LazyConfig
+from detectron2.utils import comm
+from detectron2.utils.file_io import PathManager
 from detectron2.utils.registry import locate
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
+from ..weights.files.atomic import atomic
+from .checkpoints.checkpoint import CONFIG, read_about
+from .command_line import is_for_users
+from .saved_config import config_differences, dump, log_differences, parse, targets
 from .settings import complete
 
-__all__ = ["apply_overrides", "instantiate", "load_config", "locate"]
+__all__ = ["apply_overrides", "config_of", "instantiate", "load_config", "locate", "save_config"]
+
+_logger = logging.getLogger("detectron2.piip")
 
 _SUGGESTIONS = 3
 
+# What trained weights depend on, beside the model: how images reach it. The last ones are a classifier's.
+_IMAGES = (
+    *("dataloader.test.mapper.augmentations", "dataloader.test.mapper.image_format"),
+    *(
+        f"dataloader.test.{key}"
+        for key in ("input_size", "crop_pct", "crop_mode", "interpolation", "mean", "std")
+    ),
+)
+# What is the model's, and changes nothing of what trained weights answer, or is said elsewhere.
+_OF_TRAINING = frozenset({"pretrained", "drop_path_rate", "grad_checkpointing", "weight_init", "num_classes"})
 
-def load_config(path: str, overrides: Sequence[str] = ()) -> DictConfig:
+
+def instantiate(section: Any, name: str = "") -> Any:
+    """Build what a section of a config describes, as Detectron2's `instantiate` does.
+
+    Args:
+        section: a DictConfig with `_target_`, or a list of them; anything else is returned as it is.
+        name: of the section, for errors; "" lets them through.
+
+    Raises:
+        ValueError: a value does not fit what it is given to.
+    """
+    try:
+        return detectron2.config.instantiate(section)
+    except (AssertionError, TypeError, ValueError) as error:
+        if not name or is_for_users(error):
+            raise
+        raise ValueError(
+            f"`{name}` of the config cannot be built, {type(error).__name__}: {error} (--traceback: where)"
+        ) from error
+
+
+def save_config(config: DictConfig) -> str:
+    """Write a config into config.yaml of its output folder, in the main process.
+
+    Returns:
+        Its text, for checkpoints to keep; "" where it could not be read again, which the log says.
+    """
+    folder = Path(config.train.output_dir)
+    try:
+        text = dump(config)
+        parse(text, trusted=targets(config))
+    except (AttributeError, TypeError, ValueError, YAMLError) as error:
+        _logger.warning(f"checkpoints will not keep the config, which cannot be written as yaml: {error}")
+        text = ""
+    if comm.is_main_process():
+        folder.mkdir(parents=True, exist_ok=True)
+        if text:
+            with atomic(folder / "config.yaml") as file:
+                file.write(text.encode())
+        else:
+            LazyConfig.save(config, str(folder / "config.yaml"))  # what can be written of it
+    return text
+
+
+class UnusableConfigError(ValueError):
+    """The config in a checkpoint cannot be used; one that is given by its file can."""
+
+
+def load_config(path: str | None, overrides: Sequence[str] = (), *, weights: str | None = None) -> DictConfig:
     """Run a LazyConfig file, write out what it leaves to defaults in `train`, and change it.
 
     Args:
-        path: a ``.py`` or ``.yaml`` file.
+        path: a ``.py`` file, which is a program and runs, or a ``.yaml`` that a run saved, which does not;
+            None for the config that the weights were trained with.
         overrides: see :func:`apply_overrides`.
+        weights: trained weights that the config is for, "" for its `train.init_checkpoint`. Where they know
+            the config they were trained with, its model and its resizing of images take the place of this
+            one's, and the log says where they differ.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file cannot be run, defines no config, or an override does not fit.
+        ValueError: the file cannot be run, defines no config, or an override does not fit; or it is the
+            config of another model than the weights'.
     """
+    config = _read(path) if path else config_of(weights or "")
+    if config is None:
+        raise ValueError(f"{weights or 'no weights'} does not say what config it is of: give --config-file")
+    if path and weights is not None:
+        changed = apply_overrides(complete(deepcopy(config)), overrides)  # a slip in one is said first
+        found = weights or changed.train.init_checkpoint
+        try:
+            saved = config_of(found, trusted=targets(config))
+        except UnusableConfigError as error:
+            _logger.warning(f"{error}: {path} is used as it is")
+        else:
+            if saved is not None:
+                _follow(config, saved, path, found)
+    return apply_overrides(complete(config), overrides)
+
+
+def config_of(checkpoint: str, *, trusted: Collection[str] = ()) -> DictConfig | None:
+    """The config that a checkpoint was trained with; None where it does not say.
+
+    Args:
+        checkpoint: a file; one of another project, an address or a folder says nothing.
+        trusted: see :func:`piip.engine.saved_config.parse`.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        UnusableConfigError: its config calls what only a config of one's own may.
+        ValueError: it cannot be read.
+    """
+    text = read_about(checkpoint).get(CONFIG) if checkpoint else None
+    if text is None:
+        return None
+    try:
+        return parse(text, trusted=trusted)
+    except ValueError as error:
+        raise UnusableConfigError(f"the config in {checkpoint} cannot be used, {error}") from error
+
+
+def _follow(config: DictConfig, saved: DictConfig, path: str, weights: str) -> None:
+    """Give a config, in place, the model and the images of the one that weights were trained with."""
+    given, kept = parse(dump(config), trusted=targets(config)), saved
+    if given.model.get("_target_") != kept.model.get("_target_"):
+        raise ValueError(
+            f"{weights} holds a {kept.model.get('_target_')}, {path} describes a "
+            f"{given.model.get('_target_')}: give the config it was trained with, or none"
+        )
+    found = list(config_differences(given.model, kept.model, "model"))
+    config.model = kept.model
+    for key in _IMAGES:
+        of_given, of_kept = OmegaConf.select(given, key), OmegaConf.select(kept, key)
+        if of_given is not None and of_kept is not None:
+            found += config_differences(of_given, of_kept, key)
+            OmegaConf.update(config, key, of_kept, merge=False)
+    log_differences(
+        "{key} is {given} in " + path + " and {kept} in " + weights + ", which is used: {key}=... changes it",
+        [difference for difference in found if difference.key.rpartition(".")[2] not in _OF_TRAINING],
+    )
+
+
+def _read(path: str) -> DictConfig:
     if "://" not in path and not Path(path).is_file():
         raise FileNotFoundError(f"config {path} does not exist: check the path")
     try:
+        if path.endswith((".yaml", ".yml")):
+            with PathManager.open(path) as file:
+                return parse(file.read())
         config = LazyConfig.load(path)
     except Exception as error:  # a config is a program: anything can go wrong in it
         raise ValueError(f"config {path} cannot be used, {type(error).__name__}: {error}") from error
-    if not isinstance(config, DictConfig):
-        raise ValueError(f"config {path} holds a {type(config).__name__}: expected sections such as `model`")
-    return apply_overrides(complete(config), overrides)
+    assert isinstance(config, DictConfig)
+    return config
 
 
 def apply_overrides(config: DictConfig, overrides: Sequence[str]) -> DictConfig:

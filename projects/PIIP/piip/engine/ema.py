@@ -29,6 +29,9 @@ class AverageWeights:
     """timm's `ModelEmaV3` over the state dict of a model that may be compiled or sharded.
 
     It holds tensors, not a second model: for evaluation they change places with the model's, :meth:`swapped`.
+
+    Attributes:
+        loaded: whether it goes on from an average that :meth:`load_state_dict` was given.
     """
 
     def __init__(self, model: nn.Module, *, decay: float, warmup: bool = False, **options: Any) -> None:
@@ -43,6 +46,7 @@ class AverageWeights:
         whole = not any(isinstance(tensor, DTensor) for tensor in state.values())  # else kinds are mixed
         options = {"foreach": whole, **options}
         self.ema = ModelEmaV3(_Copies(state), decay=decay, use_warmup=warmup, **options)
+        self.loaded = False
 
     def update(self, iteration: int) -> None:
         """Take in the weights that an iteration, counted from 0, has left. The first is taken as it is."""
@@ -77,6 +81,7 @@ class AverageWeights:
         """Go on from an average that :meth:`state_dict` gave."""
         for name, tensor in self.state_dict().items():
             tensor.copy_(state[name])
+        self.loaded = True
 
 
 class EMAUpdate(HookBase):

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from detectron2.config import instantiate
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import inference_on_dataset, print_csv_format
 from detectron2.utils import comm
@@ -17,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from ..numerics import autocast
+from .config import instantiate
 from .data.workers import DataError, reason_of
 from .distributed.preemption import leave_if_told
 from .distributed.sharding import unsharded
@@ -113,10 +113,10 @@ def evaluate(cfg: DictConfig, model: nn.Module, *, subfolder: str = "") -> dict[
         DataError: an image cannot be loaded, or a data worker died.
         Preempted: SIGTERM was received, see `piip.engine.distributed.preemption.watch`.
     """
-    loader, evaluation = instantiate(cfg.dataloader.test), cfg.dataloader.evaluator.copy()
+    loader, evaluation = instantiate(cfg.dataloader.test, "dataloader.test"), cfg.dataloader.evaluator.copy()
     if subfolder and evaluation.get("output_dir"):
         evaluation.output_dir = str(Path(evaluation.output_dir, subfolder))
-    evaluator = instantiate(evaluation)
+    evaluator = instantiate(evaluation, "dataloader.evaluator")
     if isinstance(model, nn.parallel.DistributedDataParallel):
         model = model.module
         for buffer in model.buffers():  # batch norms of several processes see different images in training

@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from detectron2.config import instantiate
 from detectron2.engine import hooks
 from detectron2.engine.train_loop import HookBase
 from detectron2.utils import comm
@@ -18,6 +17,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from .checkpoints.checkpoint import Checkpointer
 from .checkpoints.sharded_checkpoint import ShardedCheckpointer
+from .config import instantiate
 from .distributed.preemption import Preemption
 from .ema import AverageWeights, EMAUpdate
 from .evaluation import evaluate_both
@@ -52,7 +52,7 @@ def training_hooks(
         hooks.IterationTimer(),
         PartMetrics(model, cfg.train.log_period),
         Throughput(batch_size, cfg.train.log_period, cfg.train.device) if main_process else None,
-        schedule or hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier)),
+        schedule or hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier, "lr_multiplier")),
         EMAUpdate(average) if average else None,
         _checkpoints(cfg, checkpointer),
         Preemption(),  # once the step is complete, and before an evaluation

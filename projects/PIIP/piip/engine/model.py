@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from detectron2.config import instantiate
 from detectron2.engine import create_ddp_model
 from omegaconf import DictConfig
 from torch import nn
@@ -14,6 +13,7 @@ from ..inference import optimize_for_inference
 from ..inference.graphs import replay_maps
 from ..numerics import dtype_of
 from .compilation import compile_blocks
+from .config import instantiate
 from .distributed.sharding import build_for_sharding, materialise, shard
 from .settings import TrainSettings
 
@@ -42,7 +42,7 @@ def build_model(cfg: DictConfig) -> nn.Module:
         ValueError: the device is not there.
     """
     device = device_of(cfg)
-    model: nn.Module = instantiate(cfg.model)
+    model: nn.Module = instantiate(cfg.model, "model")
     return model.to(device)
 
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:  # classifiers take the numbers of layers from here, and need 
 
     from .settings import TrainSettings
 
-__all__ = ["layer_decay_factors", "layer_numbers", "param_groups", "scale_lr"]
+__all__ = ["layer_decay_factors", "layer_numbers", "param_groups", "scaled_lr"]
 
 _logger = logging.getLogger("detectron2.piip")
 
@@ -116,16 +116,18 @@ def param_groups(
     ]
 
 
-def scale_lr(cfg: DictConfig, settings: TrainSettings) -> None:
-    """Scale a config's learning rate to its batch, as the settings say.
+def scaled_lr(cfg: DictConfig, settings: TrainSettings) -> float:
+    """A config's learning rate, scaled to its batch as the settings say.
 
     Linearly (arXiv 1706.02677, for SGD) or by the root (arXiv 2205.10287, for Adam).
 
     Args:
-        cfg: `optimizer.lr`, meant for `train.reference_batch_size` images a step, is changed in it.
+        cfg: its `optimizer.lr` is meant for `train.reference_batch_size` images per step.
         settings: those of its `train`.
     """
+    lr: float = cfg.optimizer.lr
     if settings.reference_batch_size:
         ratio = cfg.dataloader.train.total_batch_size / settings.reference_batch_size
-        cfg.optimizer.lr *= ratio if settings.lr_scaling == "linear" else math.sqrt(ratio)
-        _logger.info(f"optimizer.lr is {cfg.optimizer.lr:g} for batches of {ratio:g} times the reference")
+        lr *= ratio if settings.lr_scaling == "linear" else math.sqrt(ratio)
+        _logger.info(f"the learning rate is {lr:g} for batches of {ratio:g} times the reference")
+    return lr

@@ -86,6 +86,10 @@ class TrainSettings:
         Raises:
             ValueError: a field has a value of the wrong type, or one that is not supported.
         """
+        if cfg.train.get("amp", {}).get("enabled", False):
+            raise ValueError(
+                "train.amp.enabled (float16) is not supported: set train.precision='bfloat16' instead"
+            )
         given = {f.name: cfg.train[f.name] for f in fields(cls) if cfg.train.get(f.name) is not None}
         try:
             settings: Any = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(cls), given))

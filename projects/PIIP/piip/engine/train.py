@@ -7,20 +7,20 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
+import sys
+from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
-from detectron2.config import instantiate
-from detectron2.engine import default_setup
+import torch
 from detectron2.utils import comm
-from detectron2.utils.logger import setup_logger
 from omegaconf import DictConfig
+from torch import nn
 
 import piip_ops
 
 from ..seeding import mix_seed, seed_all
 from ..weights.files.atomic import remove_partial
-from ..weights.pretrained import load_pretrained
 from .checkpoints.checkpoint import (
     CLASS_NAMES,
     METADATA,
@@ -29,21 +29,23 @@ from .checkpoints.checkpoint import (
     check_same_classes,
     describe,
 )
+from .checkpoints.previous_run import follow_move, set_aside
 from .checkpoints.run_lock import run_lock
 from .checkpoints.sharded_checkpoint import ShardedCheckpointer
-from .config import load_config
+from .config import instantiate, load_config, save_config
 from .data.custom_data import use_custom_dataset
 from .data.loader import TrainLoader
 from .distributed.launching import restarted
-from .distributed.sharding import is_sharded, load_pretrained_parts
 from .ema import AverageWeights
 from .evaluation import check_test_set, class_names, evaluate, with_tta
 from .hooks import training_hooks
+from .logs.screen import set_up_logs, write_environment
 from .model import build_model, for_prediction, prepare_model
 from .nonfinite import NonfiniteGuard
-from .optim import scale_lr
+from .optim import scaled_lr
 from .run import run
 from .settings import TrainSettings
+from .start import load_start
 from .trainer import Trainer
 
 __all__ = ["Trainer", "build_model", "evaluate", "main", "train", "with_tta"]
@@ -67,28 +69,20 @@ def train(cfg: DictConfig, *, resume: bool = False, restartable: ClassShapes | N
         Preempted: SIGTERM was received; a checkpoint of the last step is there.
         ValueError: the config or a checkpoint does not fit.
     """
-    if cfg.train.get("amp", {}).get("enabled", False):
-        raise ValueError(
-            "train.amp.enabled (float16) is not supported: set train.precision='bfloat16' instead"
-        )
     settings = TrainSettings.of(cfg)
-    check_test_set(cfg)
-    resume = resume or restarted()
+    resume = (resume or restarted()) and Path(cfg.train.output_dir, "last_checkpoint").exists()
     seed = settings.seed if settings.seed >= 0 else comm.shared_random_seed()
     seed_all(mix_seed(seed, 0))  # the first weights: under FSDP each process keeps a part of the same ones
-    goes_on = resume and os.path.exists(os.path.join(cfg.train.output_dir, "last_checkpoint"))
     model, called = prepare_model(
-        cfg, settings, weights_follow=goes_on or bool(cfg.train.init_checkpoint and not restartable)
+        cfg, settings, weights_follow=resume or bool(cfg.train.init_checkpoint and not restartable)
     )
     _logger.info(f"the model has {sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters")
-    scale_lr(cfg, settings)
-    cfg.optimizer.params.model = model
-    optimizer = instantiate(cfg.optimizer)
-    loader = instantiate(cfg.dataloader.train)
+    check_test_set(cfg)
+    loader = instantiate(cfg.dataloader.train, "dataloader.train")
     trainer = Trainer(
         called,
         loader,
-        optimizer,
+        _optimizer(cfg, settings, model),
         seed=seed,
         precision=settings.precision,
         float32_heads=settings.float32_heads,
@@ -99,28 +93,44 @@ def train(cfg: DictConfig, *, resume: bool = False, restartable: ClassShapes | N
     average = None
     if settings.ema_decay:
         average = AverageWeights(model, decay=settings.ema_decay, warmup=settings.ema_warmup)
+    checkpointer = _checkpointer(cfg, settings, model, trainer, average, restartable)
+    trainer.register_hooks(training_hooks(cfg, called, checkpointer, average))
+    if not resume:
+        cfg.train.seed = seed
+    start = load_start(cfg, trainer, checkpointer, average, resume=resume)
+    checkpointer.config = save_config(cfg)
+    _set_position(cfg, trainer, loader, start)
+    run(trainer, checkpointer, start, cfg.train.max_iter)
+    if skipped := set().union(*comm.all_gather(getattr(loader, "skipped", {}))):
+        _logger.warning(f"{len(skipped)} images could not be used: others were trained on in their place")
+
+
+def _optimizer(cfg: DictConfig, settings: TrainSettings, model: nn.Module) -> torch.optim.Optimizer:
+    section = cfg.optimizer.copy()  # the config stays as it was given, and free of weights
+    section.lr = scaled_lr(cfg, settings)
+    section.params.model = model
+    optimizer: torch.optim.Optimizer = instantiate(section, "optimizer")
+    return optimizer
+
+
+def _checkpointer(
+    cfg: DictConfig,
+    settings: TrainSettings,
+    model: nn.Module,
+    trainer: Trainer,
+    average: AverageWeights | None,
+    restartable: ClassShapes | None,
+) -> Checkpointer:
     saved: dict[str, Any] = {"trainer": trainer, **({"ema": average} if average else {})}
     saved |= {"metadata": class_names(cfg), "restartable": restartable}
     if settings.parallel == "fsdp":
-        keep = cfg.train.checkpointer.get("max_to_keep")
-        checkpointer: Checkpointer = ShardedCheckpointer(
-            model, cfg.train.output_dir, max_to_keep=keep, **saved
-        )
-    else:
-        checkpointer = Checkpointer(model, cfg.train.output_dir, **saved)
-    trainer.register_hooks(training_hooks(cfg, called, checkpointer, average))
-    resumed = resume and checkpointer.has_checkpoint()
-    if resumed:
-        checkpointer.restartable = {}  # this run's own class layers
-    elif not cfg.train.init_checkpoint:
-        # on every rank, from the one download
-        (load_pretrained_parts if is_sharded(model) else load_pretrained)(model)
-    loaded = checkpointer.resume_or_load(cfg.train.init_checkpoint, resume=resume)
-    if average and not resumed:
-        average.restart()  # from the weights that training starts with
-    if resumed:
-        check_same_classes(loaded.get(METADATA, {}), checkpointer.metadata)
-    start = trainer.iter + 1 if resumed else 0
+        saved["max_to_keep"] = cfg.train.checkpointer.get("max_to_keep")
+        return ShardedCheckpointer(model, cfg.train.output_dir, **saved)
+    return Checkpointer(model, cfg.train.output_dir, **saved)
+
+
+def _set_position(cfg: DictConfig, trainer: Trainer, loader: Any, start: int) -> None:
+    """Let the loader continue with the batch of an iteration."""
     if isinstance(loader, TrainLoader):
         loader.device = trainer.device
         loader.set_position(trainer.seed, start)
@@ -132,40 +142,54 @@ def train(cfg: DictConfig, *, resume: bool = False, restartable: ClassShapes | N
         _logger.warning(
             "dataloader.train is not a piip.engine.data.TrainLoader: the order of the images starts again"
         )
-    run(trainer, checkpointer, start, cfg.train.max_iter)
-    if skipped := set().union(*comm.all_gather(getattr(loader, "skipped", {}))):
-        _logger.warning(f"{len(skipped)} images could not be used: others were trained on in their place")
 
 
 def main(args: argparse.Namespace) -> None:
     """What `tools/lazyconfig_train_net.py` does in each process.
 
     Args:
-        args: Detectron2's default arguments, and `data`: what describes a custom dataset, if anything.
+        args: its arguments.
     """
-    cfg = load_config(args.config_file, args.opts)
-    if args.eval_only or not comm.is_main_process():
-        _run(cfg, args)
+    if args.eval_only:
+        _evaluate(args)
         return
-    with run_lock(cfg.train.output_dir):
-        remove_partial(cfg.train.output_dir)
-        _run(cfg, args)
+    cfg = load_config(args.config_file, args.opts)
+    folder, aside = cfg.train.output_dir, None
+    with run_lock(folder) if comm.is_main_process() else nullcontext():
+        if comm.is_main_process():
+            remove_partial(folder)
+            aside = None if args.resume or restarted() else set_aside(folder)
+            write_environment(folder, sys.argv)
+        comm.synchronize()
+        cfg.train.init_checkpoint = follow_move(cfg.train.init_checkpoint, folder)
+        set_up_logs(folder)
+        if aside:
+            _logger.warning(f"{folder} held another run, which is in {aside} now; --resume continues a run")
+        restartable = _use_data(cfg, args)
+        train(cfg, resume=args.resume, restartable=restartable)
 
 
-def _run(cfg: DictConfig, args: argparse.Namespace) -> None:
-    setup_logger(cfg.train.output_dir, distributed_rank=comm.get_rank())  # the data may have something to say
+def _use_data(cfg: DictConfig, args: argparse.Namespace) -> ClassShapes:
+    operator = ", ".join(f"{key}: {value}" for key, value in piip_ops.build_info().items())
+    _logger.info(f"Attention operator: {operator}")
     restartable = use_custom_dataset(cfg, args.data, train=not args.eval_only)
-    default_setup(cfg, args)  # logs Detectron2's environment report, which the next line completes
-    _logger.info("Attention operator: %s", ", ".join(f"{k}: {v}" for k, v in piip_ops.build_info().items()))
     if args.data:
         (classes,) = (names for key, names in class_names(cfg).items() if key in CLASS_NAMES)
         fitted = f"the head is fitted to {describe(classes)}: {', '.join(restartable)}"
         _logger.info(f"data: {', '.join(args.data)}; {fitted}")
-    if not args.eval_only:
-        train(cfg, resume=args.resume, restartable=restartable)
-        return
+    return restartable
+
+
+def _evaluate(args: argparse.Namespace) -> None:
+    weights = ""  # the config's train.init_checkpoint
+    if args.resume:
+        folder = load_config(args.config_file, args.opts).train.output_dir
+        weights = Checkpointer(nn.Module(), folder).get_checkpoint_file()
+    cfg = load_config(args.config_file, args.opts, weights=weights)
+    set_up_logs(cfg.train.output_dir)
+    _use_data(cfg, args)
     model = build_model(cfg)
     checkpointer = Checkpointer(model, cfg.train.output_dir, metadata=class_names(cfg))
-    loaded = checkpointer.resume_or_load(cfg.train.init_checkpoint, resume=args.resume)
+    loaded = checkpointer.load(weights or cfg.train.init_checkpoint)
     check_same_classes(loaded.get(METADATA, {}), class_names(cfg))
     evaluate(cfg, for_prediction(cfg, model))

@@ -67,6 +67,8 @@ class Trainer(SimpleTrainer):
         self.guard = guard or NonfiniteGuard()
         self.completed = -1
         self.device = next(model.parameters()).device
+        groups = optimizer.param_groups
+        self._settings = [{k: value for k, value in group.items() if k != "params"} for group in groups]
 
     def run_step(self) -> None:
         """One iteration.
@@ -188,7 +190,20 @@ class Trainer(SimpleTrainer):
         return {**state, "seed": self.seed}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        super().load_state_dict(state_dict)
+        """Continue from a state; the optimizer's settings, such as learning rates, stay the config's.
+
+        Raises:
+            ValueError: the optimizer of the state has other groups of parameters.
+        """
+        try:
+            super().load_state_dict(state_dict)
+        except ValueError as error:  # of PyTorch
+            raise ValueError(
+                f"the checkpoint's optimizer does not fit ({error}): resume with the optimizer it was "
+                "trained with, or start a new run from its weights, with train.init_checkpoint"
+            ) from error
+        for group, settings in zip(self.optimizer.param_groups, self._settings, strict=True):
+            group.update(settings, initial_lr=settings["lr"])  # from which the schedule computes the next
         self.seed = state_dict["seed"]
 
 

@@ -157,7 +157,7 @@ class Model:
     """
 
     def __init__(self, config_file: str, weights: str | None = None, overrides: Collection[str] = ()) -> None:
-        self.cfg: DictConfig = load_config(config_file, list(overrides))
+        self.cfg: DictConfig = load_config(config_file, list(overrides), weights=weights or "")
         weights = weights or self.cfg.train.init_checkpoint
         if not weights:
             raise ValueError(f"no weights for {config_file}: give them, or set train.init_checkpoint")

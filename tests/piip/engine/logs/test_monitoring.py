@@ -171,6 +171,30 @@ def test_metrics_that_were_cut_off(tmp_path: Path) -> None:
     assert (tmp_path / "metrics.1.json").read_text() == "".join(lines[:2])
 
 
+@pytest.mark.parametrize(
+    "damage",
+    [
+        b"\xff\xfe\x00binary",
+        b"[1, 2]",
+        b'{"loss": 1}',
+        b'{"iteration": "x"}',
+        b'{"iteration": 3, "lo',
+        b"[" * 9999,
+    ],
+)
+def test_damaged_metrics(tmp_path: Path, damage: bytes, caplog: pytest.LogCaptureFixture) -> None:
+    """A run is resumed all the same; the file as it was is kept, and named."""
+    path = tmp_path / "metrics.json"
+    lines = [json.dumps({"iteration": i, "total_loss": 1.0}).encode() for i in (1, 3, 5)]
+    content = b"\n".join([lines[0], damage, *lines[1:]]) + b"\n"
+    path.write_bytes(content)
+    begin_metrics(path, 4)
+    assert f"{path} is damaged: 1 of its 4 lines are no records" in caplog.text
+    assert path.read_bytes() == b"\n".join(lines[:2]) + b"\n"
+    assert (tmp_path / "metrics.1.json").read_bytes() == content
+    assert read_metrics(tmp_path) == {"total_loss": {1: 1.0, 3: 1.0}}
+
+
 @pytest.mark.parametrize("content", ["", "[1, 2]\n", '{"loss": 1}\n'])
 def test_what_is_no_file_of_metrics(tmp_path: Path, content: str) -> None:
     (tmp_path / "metrics.json").write_text(content)

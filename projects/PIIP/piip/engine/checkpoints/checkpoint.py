@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,7 +18,7 @@ from ...weights.differences import check_values, differences
 from ...weights.files.atomic import atomic
 from ...weights.files.download import is_remote, is_url, local_path
 from ...weights.files.state_dict import state_dict_of
-from ...weights.files.tensors import read_file, write_file
+from ...weights.files.tensors import read_file, read_header, reading, write_file
 
 METADATA = "metadata"
 """Key of a checkpoint under which the names of its classes are."""
@@ -25,30 +26,64 @@ METADATA = "metadata"
 CLASS_NAMES = ("thing_classes", "stuff_classes", "classes")
 """Keys of the metadata under which a task's classes are."""
 
+CONFIG = "config"
+"""Key of a checkpoint under which the config is that it was trained with, as text."""
+
 ClassShapes = Mapping[str, tuple[int | None, ...]]
 """Shapes of the parameters that follow the number of classes, by name; None in the places where they do."""
 
 _SHOWN = 5  # keys named in an error, per kind of mismatch
+_IDS = "thing_dataset_id_to_contiguous_id"  # likewise
+_HEADER = "piip"  # key of METADATA and CONFIG in the header of a .safetensors, which holds text only
 
 
-def read_metadata(path: str) -> dict[str, Any]:
-    """What a checkpoint of ours says of its classes; empty for others, and for files of tensors alone.
+def read_about(path: str) -> dict[str, Any]:
+    """What a checkpoint of ours says of itself: METADATA and CONFIG, where it has them.
+
+    Args:
+        path: a file; nothing is known of addresses and folders.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: it cannot be read.
     """
-    if is_remote(path) or not path.endswith(".pth"):
+    if is_remote(path) or os.path.isdir(path):
         return {}
-    content = read_file(local_path(path), mmap=True)
-    return _metadata_of(content) if isinstance(content, dict) else {}
+    file = local_path(path)
+    if not file.is_file():
+        raise FileNotFoundError(f"checkpoint {path} does not exist: check the path")
+    if not path.endswith(".pth"):
+        return _from_header(file)
+    content = read_file(file, mmap=True)
+    return _about_of(content) if isinstance(content, dict) else {}
 
 
-def _metadata_of(content: Mapping[str, Any]) -> dict[str, Any]:
-    """What is under METADATA; empty where another program keeps something else there."""
-    kept: Any = content.get(METADATA)
+def _about_of(content: Mapping[str, Any]) -> dict[str, Any]:
+    """What is under METADATA and CONFIG, but where another program keeps something else there."""
+    kept, config = content.get(METADATA), content.get(CONFIG)
     names = [kept.get(key, []) for key in CLASS_NAMES] if isinstance(kept, dict) else [None]
-    return dict(kept) if all(isinstance(listed, list | tuple) for listed in names) else {}
+    about = {METADATA: kept} if kept and all(isinstance(listed, list | tuple) for listed in names) else {}
+    return {**about, CONFIG: config} if isinstance(config, str) else about
+
+
+def header(about: Mapping[str, Any]) -> dict[str, str]:
+    """What :func:`read_about` returns, for the header of a .safetensors."""
+    return {_HEADER: json.dumps(_about_of(about))}
+
+
+def _from_header(file: Path) -> dict[str, Any]:
+    with reading(file):
+        content = json.loads(read_header(file).get(_HEADER, "{}"))
+        about = _about_of(content if isinstance(content, dict) else {})
+        if ids := about.get(METADATA, {}).get(_IDS):  # JSON's keys are text
+            about[METADATA][_IDS] = {int(key): value for key, value in ids.items()}
+    return about
+
+
+def read_metadata(path: str) -> dict[str, Any]:
+    """What a checkpoint of ours says of its classes, see :func:`read_about`; empty for others."""
+    metadata: dict[str, Any] = read_about(path).get(METADATA, {})
+    return metadata
 
 
 def check_same_classes(kept: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
@@ -87,6 +122,7 @@ class Checkpointer(DetectionCheckpointer):
 
     Attributes:
         metadata: names and ids of the classes, written into every checkpoint; empty to write none.
+        config: that of the training, as text, likewise.
         restartable: parameters that stay as the model has them where a checkpoint knows other classes, or
             holds them for another number of classes.
         saved: name of the last checkpoint that this object wrote.
@@ -102,11 +138,13 @@ class Checkpointer(DetectionCheckpointer):
         save_dir: str = "",
         *,
         metadata: Mapping[str, Any] | None = None,
+        config: str = "",
         restartable: ClassShapes | None = None,
         **checkpointables: Any,
     ) -> None:
         super().__init__(model, save_dir, **checkpointables)
         self.metadata, self.restartable = dict(metadata or {}), dict(restartable or {})
+        self.config = config
 
     def load(self, path: str, checkpointables: list[str] | None = None) -> dict[str, Any]:
         """Load the model, and what else was saved with it.
@@ -160,8 +198,7 @@ class Checkpointer(DetectionCheckpointer):
         self.logger.info(f"Saving checkpoint to {target}")
         content = {"model": self.model.state_dict()}
         content |= {key: part.state_dict() for key, part in self.checkpointables.items()}
-        content |= {METADATA: self.metadata} if self.metadata else {}
-        write_file(content | kwargs, target)
+        write_file(content | self.about() | kwargs, target)
         self.tag_last_checkpoint(target.name)
         self.saved = name
 
@@ -185,6 +222,11 @@ class Checkpointer(DetectionCheckpointer):
                 f"the last good checkpoint is {self.get_checkpoint_file() or 'none'}"
             )
 
+    def about(self) -> dict[str, Any]:
+        """What checkpoints say of themselves, see :func:`read_about`."""
+        about = {METADATA: self.metadata, CONFIG: self.config}
+        return {key: value for key, value in about.items() if value}
+
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         """Name the file that a resumed run continues from."""
         with atomic(Path(self.save_dir, "last_checkpoint")) as file:
@@ -203,11 +245,11 @@ class Checkpointer(DetectionCheckpointer):
             self.logger.info(f"{filename} is a released {released.name}: converting the names of its tensors")
             return {"model": released.convert(state, filename)}
         rest = content if isinstance(content.get("model"), Mapping) else {}
-        return {**rest, "model": state}
+        return {**_from_header(Path(filename)), **rest, "model": state}
 
     def _load_weights(self, checkpoint: dict[str, Any], origin: str) -> None:
         model, weights = self.model.state_dict(), checkpoint["model"]
-        kept = _metadata_of(checkpoint)
+        kept = _about_of(checkpoint).get(METADATA, {})
         other_classes = any(_differ(kept, self.metadata, key) for key in CLASS_NAMES)
         if anew := sorted(
             key

@@ -30,9 +30,9 @@ from ...weights.files.sharded import FolderReader, is_sharded_checkpoint, load_s
 from ...weights.files.state_dict import state_dict_of
 from ...weights.files.tensors import read_file, reading
 from ..distributed.sharding import fill, scalar_names
-from .checkpoint import METADATA, Checkpointer
+from .checkpoint import CONFIG, METADATA, Checkpointer, read_about
 
-__all__ = ["ShardedCheckpointer", "is_sharded_checkpoint", "whole_state"]
+__all__ = ["ShardedCheckpointer", "about", "is_sharded_checkpoint", "whole_state"]
 
 _logger = logging.getLogger("detectron2.piip")
 _PROGRESS, _SCALARS = "progress", "scalars"
@@ -89,7 +89,7 @@ class ShardedCheckpointer(Checkpointer):
         self.check_weights(name)  # all processes meet there
         trainer = dict(self.checkpointables["trainer"].state_dict())
         del trainer["optimizer"]  # in terms of places; kept by name instead
-        progress = {**kwargs, METADATA: self.metadata, "trainer": trainer}
+        progress = {**kwargs, **self.about(), "trainer": trainer}
         state = {
             **self._tensors(),
             _PROGRESS: json.dumps(progress),
@@ -148,6 +148,10 @@ class ShardedCheckpointer(Checkpointer):
     def load(self, path: str, checkpointables: list[str] | None = None) -> dict[str, Any]:
         """As :meth:`Checkpointer.load`; folders bring back what they hold, files give weights only."""
         if not path or not Path(path).is_dir():
+            if path and checkpointables is None:
+                raise ValueError(
+                    f"{path} was not written under train.parallel='fsdp': resume with train.parallel='ddp'"
+                )
             return super().load(path, [])
         if not is_sharded_checkpoint(path):
             raise ValueError(f"{path} is no whole sharded checkpoint: it has no .metadata")
@@ -166,8 +170,8 @@ class ShardedCheckpointer(Checkpointer):
         }
         if problems := differences(weights, state["model"], shown=5):
             raise ValueError(f"checkpoint {path} does not fit the model ({'; '.join(problems)})")
-        if "ema" in state and not any(key.startswith("ema.") for key in known):
-            raise ValueError(f"checkpoint {path} has no average of the weights: set train.ema_decay=0")
+        if not any(key.startswith("ema.") for key in known):
+            state.pop("ema", None)
         state[_PROGRESS] = ""
         load_sharded(state, reader)
         self.model.load_state_dict(state["model"])
@@ -226,6 +230,17 @@ def whole_state(path: str | Path, part: str = "model") -> dict[str, Tensor]:
         scalars = set(json.loads(loaded.pop(_SCALARS)))
     named = {key.removeprefix(f"{part}."): tensor for key, tensor in loaded.items()}
     return {name: tensor.reshape(()) if name in scalars else tensor for name, tensor in named.items()}
+
+
+def about(path: str | Path) -> dict[str, Any]:
+    """:func:`read_about` of a file, or of the folder of a sharded training."""
+    if not is_sharded_checkpoint(path):
+        return read_about(str(path))
+    loaded: dict[str, Any] = {_PROGRESS: ""}
+    load_sharded(loaded, FolderReader(path), no_dist=True)
+    with reading(path):
+        progress = json.loads(loaded[_PROGRESS])
+    return {key: progress[key] for key in (METADATA, CONFIG) if key in progress}
 
 
 def _absent(path: str | Path, part: str) -> ValueError:

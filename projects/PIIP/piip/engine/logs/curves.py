@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import itertools
 import json
+import logging
 import math
 import statistics
+import sys
 from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +16,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:  # Matplotlib takes a second to import
     from matplotlib.axes import Axes
 
-__all__ = ["History", "draw", "read_metrics"]
+__all__ = ["History", "draw", "read_metrics", "read_records"]
+
+_logger = logging.getLogger("detectron2.piip")
 
 History = dict[str, dict[int, float]]
 """Values of each metric by iteration."""
@@ -36,8 +40,32 @@ _FEW = 30  # points that are marked one by one
 _IN_A_LEGEND, _NAMED = 12, 4  # curves
 
 
+def read_records(path: Path) -> tuple[list[dict[str, Any]], int]:
+    """The records in a metrics.json, and the number of damaged lines, which the log says.
+
+    A last line that was cut off, as where the process was killed while it wrote, does not count.
+
+    Args:
+        path: with a JSON object per line, which has an "iteration".
+    """
+    lines = path.read_bytes().splitlines()
+    records = [_record(line) for line in lines]
+    damaged = sum(record is None for record in records[:-1])
+    if damaged:
+        _logger.warning(f"{path} is damaged: {damaged} of its {len(lines)} lines are no records of metrics")
+    return [record for record in records if record is not None], damaged
+
+
+def _record(line: bytes) -> dict[str, Any] | None:
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):  # no JSON, or no text at all
+        return None
+    return record if isinstance(record, dict) and isinstance(record.get("iteration"), int) else None
+
+
 def read_metrics(run: Path) -> History:
-    """The metrics of a run. A last line that was cut off, and what is no finite number, are left out.
+    """The metrics of a run. Damaged lines, and what is no finite number, are left out.
 
     Args:
         run: an output folder, or its metrics.json.
@@ -50,15 +78,10 @@ def read_metrics(run: Path) -> History:
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist: give the output folder of a training")
     history: History = defaultdict(dict)
-    for line in path.read_text().splitlines():
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError:  # the process was killed while it wrote
-            continue
-        if not isinstance(record, dict) or "iteration" not in record:
-            raise ValueError(f"{path} is no file of metrics: expected lines with an 'iteration'")
+    for record in read_records(path)[0]:
         for name, value in record.items():
-            if name != "iteration" and isinstance(value, int | float) and math.isfinite(value):
+            number = isinstance(value, int | float) and abs(value) <= sys.float_info.max  # neither NaN
+            if name != "iteration" and number:
                 history[name][record["iteration"]] = value
     if not history:
         raise ValueError(f"{path} holds no metrics: has the run come to its first log period?")

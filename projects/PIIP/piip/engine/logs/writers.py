@@ -18,6 +18,7 @@ from detectron2.utils.events import (
 from omegaconf import DictConfig, OmegaConf
 
 from ...weights.files.atomic import atomic
+from .curves import read_records
 
 __all__ = ["Logs", "WandbWriter", "begin_metrics"]
 
@@ -116,8 +117,8 @@ class WandbWriter(EventWriter):
 def begin_metrics(path: Path, iteration: int) -> None:
     """Prepare a metrics.json, to which Detectron2's `JSONWriter` appends, for a run from an iteration on.
 
-    Where the run goes on, what it is going to do again is taken out, and a line that was cut off. The
-    file of another run, which started before in the same folder, is kept under another name.
+    Where a run is resumed, what it is going to do again is taken out, and damaged lines. The file of another
+    run in the same folder, and a damaged one as it was, are kept under another name.
 
     Args:
         path: need not exist.
@@ -125,18 +126,13 @@ def begin_metrics(path: Path, iteration: int) -> None:
     """
     if not path.is_file():
         return
-    if iteration == 0:
+    records, damaged = read_records(path) if iteration else ([], 0)
+    if damaged or iteration == 0:
         number = 1
         while (aside := path.with_suffix(f".{number}{path.suffix}")).exists():
             number += 1
         path.rename(aside)
-        return
-    kept = []
-    for line in path.read_text().splitlines(keepends=True):
-        try:
-            if json.loads(line)["iteration"] < iteration:
-                kept.append(line)
-        except json.JSONDecodeError:  # the process was killed while it wrote
-            continue
-    with atomic(path) as target:
-        target.write("".join(kept).encode())
+    if iteration:
+        kept = [f"{json.dumps(record)}\n" for record in records if record["iteration"] < iteration]
+        with atomic(path) as target:
+            target.write("".join(kept).encode())

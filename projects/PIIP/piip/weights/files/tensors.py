@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -136,6 +136,16 @@ def read_file(path: str | os.PathLike[str], *, mmap: bool = False) -> Any:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap and kind == "zip")
 
 
+def read_header(path: str | os.PathLike[str]) -> dict[str, str]:
+    """The texts beside the tensors of a safetensors file; none of a file of another format."""
+    path = Path(path)
+    if _format(path) != "safetensors":
+        return {}
+    with reading(path), safe_open(path, "pt") as file:
+        texts: dict[str, str] = file.metadata() or {}
+    return texts
+
+
 def read_state(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     """:func:`.state_dict.state_dict_of` a file.
 
@@ -168,12 +178,15 @@ def _without_sharing(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return alone
 
 
-def write_file(content: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
+def write_file(
+    content: Mapping[str, Any], path: str | os.PathLike[str], header: dict[str, str] | None = None
+) -> None:
     """Save a dict atomically (see :func:`.atomic.atomic`).
 
     Args:
         content: tensors by name; for any other suffix than ``.safetensors`` anything torch.save takes.
         path: ``.safetensors`` or ``.pth``.
+        header: texts to keep beside the tensors of a ``.safetensors``.
 
     Raises:
         OSError: the disk is full or refuses; the old file is unchanged.
@@ -181,7 +194,7 @@ def write_file(content: Mapping[str, Any], path: str | os.PathLike[str]) -> None
     with atomic(path) as file:
         if Path(path).suffix == ".safetensors":
             try:
-                save_file(_without_sharing(content), file.path)
+                save_file(_without_sharing(content), file.path, header)
             except SafetensorError as error:
                 raise OSError(str(error)) from error
         else:
