@@ -98,7 +98,7 @@ MISTAKES = {
     "weights": (
         TRAIN,
         f"--config-file {QUICK} --eval-only train.init_checkpoint=none.pth train.output_dir=out",
-        "checkpoint none.pth does not exist: check the path",
+        "none.pth does not exist: check the path",
     ),
     "device": (TRAIN, f"--config-file {QUICK} train.device=cudda train.output_dir=out", "cudda"),
     "data": (TRAIN, f"--config-file {QUICK} train.output_dir=out", "put the dataset there"),
@@ -110,7 +110,7 @@ MISTAKES = {
     "demo weights": (
         DEMO,
         f"--config-file {QUICK} --weights none.pth --input .",
-        "checkpoint none.pth does not exist: check the path",
+        "none.pth does not exist: check the path",
     ),
     "count key": ("flop_count", f"--config-file {RELEASED} model.backbon=1", "did you mean model.backbone"),
     "benchmark": ("benchmark", "model nowhere.py", "config nowhere.py does not exist"),

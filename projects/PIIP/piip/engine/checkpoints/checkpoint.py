@@ -50,8 +50,6 @@ def read_about(path: str) -> dict[str, Any]:
     if is_remote(path) or os.path.isdir(path):
         return {}
     file = local_path(path)
-    if not file.is_file():
-        raise FileNotFoundError(f"checkpoint {path} does not exist: check the path")
     if not path.endswith(".pth"):
         return _from_header(file)
     content = read_file(file, mmap=True)
