@@ -182,7 +182,7 @@ def junk(folder: Path) -> Iterator[Path]:
     for name, content in contents.items():
         (folder / f"{name}.png").write_bytes(content)
         yield folder / f"{name}.png"
-    for name, size in (("wide", (70_000, 1)), ("bomb", (14_000, 14_000))):
+    for name, size in (("wide", (70_000, 100)), ("line", (1001, 1)), ("bomb", (14_000, 14_000))):
         Pillow.new("1", size).save(folder / f"{name}.png")
         yield folder / f"{name}.png"
     os.mkfifo(folder / "pipe.png")
@@ -207,7 +207,7 @@ def test_what_cannot_be_read_is_one_error_with_the_name(
 
 def test_a_limit_of_pixels_is_told_from_the_header(tmp_path: Path) -> None:
     Pillow.new("1", (3000, 3000)).save(tmp_path / "a.png")
-    with pytest.raises(UnreadableFileError, match="3000x3000 px: expected at most 1 megapixels"):
+    with pytest.raises(UnreadableFileError, match="3000x3000 px: expected at most 1 megapixels,"):
         read_image(tmp_path / "a.png", max_pixels=1_000_000)
 
 
@@ -240,7 +240,8 @@ def test_what_is_left_out_is_counted_and_named(tmp_path: Path, caplog: pytest.Lo
     for name in ("b.JPG", "a.jfif", "notes.txt", "c.heic", "inside/d.tif", "inside/e.csv"):
         (tmp_path / name).touch()
     with caplog.at_level(logging.WARNING):
-        assert [file.name for file in list_files(tmp_path)] == ["a.jfif", "b.JPG"]
+        for _ in range(2):  # said once
+            assert [file.name for file in list_files(tmp_path)] == ["a.jfif", "b.JPG"]
         assert [file.name for file in list_files(tmp_path, recursive=True)] == ["a.jfif", "b.JPG", "d.tif"]
     flat, deep = (record.message for record in caplog.records)
     assert flat.endswith("left out 3 of another kind, by their names: c.heic, inside, notes.txt")

@@ -8,7 +8,8 @@ The rules, for every format:
   floating-point numbers it is 1. Negative, larger and not finite numbers are refused.
 - **Three channels**: grey and palettes become RGB. Alpha is ignored: the colours are taken as stored.
 - **One image**: of several pages or frames the first is read, and the log says so once.
-- **Size**: at most `MAX_PIXELS` pixels and `MAX_SIDE` a side, checked before pixels are decoded.
+- **Size**: at most `MAX_PIXELS` pixels and `MAX_SIDE` per side, one side at most `MAX_RATIO` times the other.
+  This is checked before pixels are decoded.
 - **Content decides** the format, and only `FORMATS` are tried; `IMAGE_SUFFIXES` are their usual endings.
 - **Regular files only**: a named pipe, socket or device is never opened, because opening may block.
 
@@ -62,7 +63,8 @@ Source = str | os.PathLike[str] | IO[bytes]
 """The path of a file, or a file that was opened for reading bytes."""
 
 MAX_PIXELS = 178_956_970  # where Pillow, too, calls an image a decompression bomb
-MAX_SIDE = 65_535  # of JPEG; a line of pixels has no use, and Visualizer and OpenCV do not go far beyond
+MAX_SIDE = 65_535  # that of JPEG; drawing does not go far beyond
+MAX_RATIO = 1000  # a line of pixels becomes gigabytes once its shorter side is resized
 
 warnings.filterwarnings("ignore", category=Pillow.DecompressionBombWarning)  # the size is checked below
 Pillow.init()
@@ -123,7 +125,7 @@ def printable(file: object) -> str:
 def list_files(
     folder: str | os.PathLike[str], suffixes: Set[str] = IMAGE_SUFFIXES, *, recursive: bool = False
 ) -> list[Path]:
-    """The images in a folder, known by the endings of their names, sorted. The log counts what is left out.
+    """The images in a folder by the endings of their names, sorted; the log names what is left out.
 
     Hidden files and folders are left out, such as ``._photo.jpg`` and ``.ipynb_checkpoints``.
 
@@ -145,9 +147,8 @@ def list_files(
     if left_out:
         shown = ", ".join(printable(path.relative_to(folder)) for path in sorted(left_out)[:_NAMED])
         more = ", ..." if len(left_out) > _NAMED else ""
-        _logger.warning(
-            f"{printable(folder)}: left out {len(left_out)} of another kind, by their names: {shown}{more}"
-        )
+        said = f"left out {len(left_out)} of another kind, by their names: {shown}{more}"
+        _say_once(f"{folder} {said}", f"{printable(folder)}: {said}")
     return sorted(files)
 
 
@@ -168,7 +169,7 @@ def check_regular(path: str | os.PathLike[str]) -> None:
 
 
 def _say_once(kind: str, message: str) -> None:
-    """Log a message, once for each kind; of the workers of a data loader the first one speaks."""
+    """Log a message once per kind. Of the workers of a data loader, only the first one does."""
     worker = get_worker_info()
     if kind not in _said and (worker is None or worker.id == 0):
         _said.add(kind)
@@ -221,15 +222,16 @@ def as_rgb(image: Pillow.Image, file: Source) -> Pillow.Image:
 def _open(stream: IO[bytes], file: Source, max_pixels: int, *, labels: bool) -> Pillow.Image:
     image = Pillow.open(stream, formats=FORMATS)
     width, height = image.size
-    if width * height > max_pixels or max(width, height) > MAX_SIDE:
+    long, short = max(width, height), min(width, height)
+    if width * height > max_pixels or long > MAX_SIDE or long > MAX_RATIO * short:
         raise UnreadableFileError(
             file,
-            f"it has {width}x{height} px: expected at most {max_pixels / 1e6:.4g} megapixels and {MAX_SIDE} "
-            "pixels a side",
+            f"it has {width}x{height} px: expected at most {max_pixels / 1e6:.4g} megapixels, {MAX_SIDE} px "
+            f"per side and sides of 1:{MAX_RATIO}",
         )
     if image.format != "MPO" and getattr(image, "is_animated", False):
         _say_once(
-            "pages", f"{printable(file)} has several pages or frames: the first is read, here and elsewhere"
+            "pages", f"{printable(file)} has several pages or frames: the first is read, as in all such files"
         )
     deep_colours = len(image.getbands()) > 1 and ";16" in str(image.tile)
     image.load()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -62,6 +63,23 @@ def test_any_image_will_do(mode: str, size: tuple[int, int]) -> None:
 def test_an_image_that_makes_no_square() -> None:
     with pytest.raises(ValueError, match="an image of 900 x 2 pixels makes no square: pad it"):
         PIIPImageProcessor(32, do_pad=False)(Image.new("RGB", (900, 2)))
+    with pytest.raises(ValueError, match="20000 x 30 pixels is too large to pad: expected at most 13377 per"):
+        PIIPImageProcessor(32)(Image.new("RGB", (20_000, 30)))  # 1.2 GB before it is resized
+
+
+def test_files_are_read_by_our_rules(tmp_path: Path) -> None:
+    """A 16-bit file, which transformers makes white, gives what its 8 bits give."""
+    values = np.arange(64, dtype=np.uint8).reshape(8, 8) * 4
+    Image.fromarray(values * np.uint16(257)).save(tmp_path / "deep.png")
+    batches = [
+        processor()(images=image, text="<image>", return_tensors="pt")["pixel_values"]
+        for image in (
+            str(tmp_path / "deep.png"),
+            [tmp_path / "deep.png"],
+            Image.fromarray(values).convert("RGB"),
+        )
+    ]
+    assert torch.equal(batches[0], batches[2]) and torch.equal(batches[1], batches[2])
 
 
 @pytest.mark.parametrize(

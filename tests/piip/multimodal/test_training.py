@@ -95,7 +95,7 @@ def test_an_image_that_cannot_be_read_is_named_once(data: Path, caplog: pytest.L
     assert conversations.lengths == [5, 5, 5, 5, 5, -3]
     with caplog.at_level(logging.WARNING):
         replaced = [conversations[4], conversations[4]]
-    assert [record.message.count("broken.png is passed over") for record in caplog.records] == [1]
+    assert [record.message.count("broken.png is skipped") for record in caplog.records] == [1]
     assert all("pixel_values" not in each or each["pixel_values"].shape == (3, 64, 64) for each in replaced)
     batch = Collator(0)([conversations[0], conversations[5]])
     assert batch["pixel_values"].shape == (1, 3, 64, 64)

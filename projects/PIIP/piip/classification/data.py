@@ -1,4 +1,4 @@
-"""Batches from timm's loaders in an order, and with augmentations, that depend on seed and position only."""
+"""Batches of timm's loaders whose order and augmentations depend on seed and position only."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ Batch = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class Processes:
-    """This process among those that train together.
+    """Rank of this process and number of processes.
 
     Attributes:
-        rank: its number, from 0.
-        count: how many there are.
+        rank: from 0.
+        count: the world size.
     """
 
     rank: int = 0
@@ -129,7 +129,7 @@ def _start_worker(worker: int) -> None:
 
 
 def _rebuilt(loader: DataLoader[Any], dataset: Dataset[Any], **order: Any) -> DataLoader[Any]:
-    """A loader as timm made it, of other data in another order; its workers live for one pass."""
+    """timm's loader for another data set or another order; its workers live for one epoch."""
     return DataLoader(
         dataset,
         num_workers=loader.num_workers,
@@ -143,26 +143,25 @@ def _rebuilt(loader: DataLoader[Any], dataset: Dataset[Any], **order: Any) -> Da
 def _plain(loader: Any) -> DataLoader[Any]:
     if not isinstance(loader, DataLoader):
         raise ValueError(
-            "the loader prefetches, and what it draws at random could not be repeated: use_prefetcher=False"
+            "the loader has timm's prefetcher, whose draws cannot be repeated: set use_prefetcher=False"
         )
     return loader
 
 
 class TrainBatches:
-    """Epochs of training batches; batch b of epoch e depends on the seed, e and b only.
+    """Epochs of training batches. Batch b of epoch e depends on the seed, e and b only: runs resume exactly.
 
-    So a run that stopped goes on where it was. Sets with random access (folders, Hugging Face's) are shuffled
-    and dealt to the processes in turn: several processes see the batches of one with their batches together,
-    with the same augmentations. Streams (tar shards, ``hfids/``) are dealt out shard by shard, as timm does;
-    going on in the middle of an epoch reads it from its beginning.
+    Data sets with random access (folders, those of Hugging Face) are shuffled and dealt to the ranks in turn:
+    the ranks together see the batches of a single process, with the same augmentations. Streams (tar shards,
+    ``hfids/``) are dealt shard by shard, as in timm; resuming within an epoch reads it from its beginning.
 
     Args:
-        loader: what ``timm.data.create_loader`` returned, without its prefetcher.
-        seed: of the run.
-        processes: those that train together.
+        loader: result of ``timm.data.create_loader``, without its prefetcher.
+        seed: seed of the run.
+        processes: rank and world size.
 
     Raises:
-        ValueError: the loader prefetches, an epoch has no batch, or a stream has no worker of its own.
+        ValueError: the loader has timm's prefetcher, an epoch has no batch, or a stream has no worker.
     """
 
     def __init__(self, loader: DataLoader[Any], *, seed: int = 0, processes: Processes | None = None) -> None:
@@ -175,7 +174,7 @@ class TrainBatches:
         self.batch_size = loader.batch_size
         if self.is_stream and loader.num_workers == 0:
             raise ValueError(
-                "a stream shuffles in its workers, which an epoch starts anew: num_workers must be at least 1"
+                "the workers shuffle a stream, new ones in each epoch: num_workers must be at least 1"
             )
         if len(self) == 0:
             raise ValueError(
@@ -184,7 +183,7 @@ class TrainBatches:
             )
 
     def __len__(self) -> int:
-        """Batches an epoch; images that do not fill one are left to other epochs."""
+        """Batches per epoch. Images that do not fill a batch come in other epochs."""
         if self.is_stream:
             return len(self.loader)
         number: int = len(self.dataset)
@@ -220,12 +219,12 @@ class TrainBatches:
 
 
 def evaluation_batches(loader: DataLoader[Any], processes: Processes | None = None) -> DataLoader[Any]:
-    """A test set's batches, each image once over all processes.
+    """Batches of a test set, with each image once over all ranks.
 
     Args:
-        loader: what ``timm.data.create_loader`` returned, without its prefetcher.
-        processes: those that evaluate together. Streams are dealt to several as timm does, by shards, which
-            is not exactly once unless their number divides that of the shards.
+        loader: result of ``timm.data.create_loader``, without its prefetcher.
+        processes: rank and world size. Streams are dealt shard by shard, as in timm: an image comes exactly
+            once only if the number of shards is a multiple of the number of ranks.
     """
     own, plain = processes or Processes(), _plain(loader)
     if isinstance(plain.dataset, IterableDataset):

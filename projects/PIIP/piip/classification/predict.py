@@ -1,4 +1,4 @@
-"""Prediction with a classifier on images of any size, and pictures of what it says."""
+"""Prediction with a classifier on images of any size, and drawing of the classes."""
 
 from __future__ import annotations
 
@@ -7,19 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from PIL import Image as Pillow
 from PIL import ImageDraw, ImageFont
 from timm.data import ImageNetInfo
 from torch import Tensor, nn
 
+from ..images import Image
 from ..numerics import autocast
 
 __all__ = ["ClassPredictor", "ClassRenderer", "describe"]
-
-Image = npt.NDArray[np.uint8]
-"""(H, W, 3), BGR."""
 
 _IMAGENET = 1000
 _FONT_SHARE = 16  # lines that would fill the shorter side of a picture

@@ -20,7 +20,7 @@ from .processing import IMAGE_TOKEN, PIIPLlavaProcessor
 __all__ = ["Collator", "Conversations", "ModalitySampler", "read_conversations"]
 
 _logger = logging.getLogger(__name__)
-_PRIME = 7919  # steps through a data set in an order that is not that of its file
+_PRIME = 7919  # step to a replacement, so that neighbours in the file are not taken again and again
 
 
 def read_conversations(file: str | Path) -> list[dict[str, Any]]:
@@ -63,7 +63,7 @@ class Conversations(Dataset[dict[str, Any]]):
         images: folder that the paths of images start from.
         processor: that of the model.
         template: one of :data:`piip.multimodal.conversation.TEMPLATES`.
-        max_length: tokens of a conversation; what lies behind is cut off.
+        max_length: maximum number of tokens of a conversation, which is cut there.
         pad: see :class:`piip.multimodal.PIIPImageProcessor`.
     """
 
@@ -130,10 +130,10 @@ class Conversations(Dataset[dict[str, Any]]):
 
 
 class Collator:
-    """Joins conversations, padded behind.
+    """Batches conversations, padded on the right.
 
     Args:
-        pad_id: the token to pad with; no attention and no loss is on it.
+        pad_id: the padding token. It gets no attention and no loss.
     """
 
     def __init__(self, pad_id: int) -> None:
@@ -158,12 +158,12 @@ class Collator:
 
 
 class ModalitySampler(Sampler[int]):
-    """Batches that are with images or without, of conversations of like length, in random order.
+    """Batches of conversations of similar length, either all with images or all without, in random order.
 
     Args:
         lengths: see :attr:`Conversations.lengths`.
-        batch_size: samples that all processes together take at a time.
-        generator: source of the order.
+        batch_size: samples per batch over all ranks.
+        generator: decides the order.
     """
 
     def __init__(self, lengths: Sequence[int], batch_size: int, generator: torch.Generator) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -10,7 +11,7 @@ from transformers import BatchEncoding, BatchFeature, LlavaProcessor
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
-from ..images import open_image
+from ..images import MAX_PIXELS, open_image
 from .configuration import PIIPVisionConfig
 
 __all__ = ["IMAGE_TOKEN", "PIIPImageProcessor", "PIIPLlavaProcessor", "encode"]
@@ -50,10 +51,16 @@ class PIIPImageProcessor(LlavaImageProcessorPil):
     def _preprocess(self, images: Sequence[Any], *args: Any, **kwargs: Any) -> BatchFeature:
         for image in images:
             short, long = sorted(image.shape[-2:])
+            width, height = image.shape[-1], image.shape[-2]
             if short == 0 or (not kwargs.get("do_pad") and long > _MAX_RATIO * short):
                 raise ValueError(
-                    f"an image of {image.shape[-1]} x {image.shape[-2]} pixels makes no square: "
-                    "pad it (do_pad=True), or leave it out"
+                    f"an image of {width} x {height} pixels makes no square: pad it (do_pad=True), or leave "
+                    "it out"
+                )
+            if kwargs.get("do_pad") and long**2 > MAX_PIXELS:  # it is padded first and resized then
+                raise ValueError(
+                    f"an image of {width} x {height} pixels is too large to pad: expected at most "
+                    f"{math.isqrt(MAX_PIXELS)} per side"
                 )
         return super()._preprocess(images, *args, **kwargs)
 

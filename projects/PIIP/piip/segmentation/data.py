@@ -19,7 +19,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.detection_utils import check_image_size
 from detectron2.utils.logger import log_first_n
 
-from ..images import list_files, open_image, open_labels
+from ..images import list_files, open_image, open_labels, printable
 from .heads import IGNORED
 
 __all__ = ["SemanticMapper", "read_labels", "register_folders", "semantic_dicts"]
@@ -149,8 +149,8 @@ def _pairs(images: Path, labels: Path) -> list[dict[str, Any]]:
         (shared, "that share a label map with another"),
     ):
         if left_out:
-            said = f"{images}: left out {len(left_out)} images {reason}, such as {left_out[0]}"
-            log_first_n(logging.WARNING, said, name=_logger.name, key="message")
+            said = f"left out {len(left_out)} images {reason}, such as {printable(left_out[0])}"
+            log_first_n(logging.WARNING, f"{printable(images)}: {said}", name=_logger.name, key="message")
     return [
         {"file_name": str(image), "sem_seg_file_name": str(label)}
         for image, label in pairs

@@ -1,4 +1,4 @@
-"""Training data that depend on seed and iteration only, and go on where an image cannot be used."""
+"""Data loaders. A training batch depends on seed and iteration only; unusable images are replaced."""
 
 from __future__ import annotations
 
@@ -45,9 +45,8 @@ Draw = tuple[int, int]
 class BatchSampler(Sampler[list[Draw]]):
     """Endless batches of shuffled indices for one rank, from any batch onwards.
 
-    The stream of shuffles is dealt to the ranks in turn. With `wide` given, batches hold only wide or only
-    tall images, as Detectron2's aspect-ratio grouping does. Replaying the stream up to `start` costs
-    microseconds a batch.
+    The shuffled indices are dealt to the ranks in turn. With `wide`, a batch holds only wide or only tall
+    images, as with Detectron2's aspect-ratio grouping. Going to batch `start` takes microseconds per batch.
     """
 
     def __init__(
@@ -65,7 +64,7 @@ class BatchSampler(Sampler[list[Draw]]):
         """
         Args:
             num_images: size of the dataset.
-            batch_size: images a batch on this rank.
+            batch_size: images per batch on this rank.
             seed: of the shuffles, the same on all ranks.
             start: number of the first batch to produce.
             rank, world_size: this process among all that train.
@@ -104,10 +103,10 @@ class BatchSampler(Sampler[list[Draw]]):
 
 
 Mapper = Callable[[dict[str, Any]], dict[str, Any]]
-"""From a record in Detectron2's standard format to what the model takes, such as `DatasetMapper`."""
+"""Makes the model's input of a record in Detectron2's standard format, such as `DatasetMapper`."""
 
-_SKIPPED = "skipped"  # key of a sample: names of the files it stands in for, and what is wrong with each
-_TRIES = 10  # images in a row that may be unusable: beyond that it is not the images
+_SKIPPED = "skipped"  # key of a sample: names of the files that it replaces, with the reasons
+_TRIES = 10  # unusable images in a row; beyond that the images are not the cause
 
 
 def _file(record: dict[str, Any]) -> str:
@@ -123,9 +122,9 @@ def _reason(record: dict[str, Any], error: Exception) -> str:
 
 
 class _SeededSamples(Dataset[dict[str, Any]]):
-    """Records through a mapper whose random numbers depend on the seed and the number of the draw only.
+    """Mapped records. The mapper's random numbers depend on the seed and the number of the draw only.
 
-    In the place of an image that cannot be used comes another, which depends on these alone, too.
+    An image that cannot be used is replaced by another, the choice of which depends on these two as well.
     """
 
     def __init__(self, records: Dataset[dict[str, Any]], mapper: Mapper, seed: int) -> None:
@@ -160,16 +159,15 @@ def _as_list(batch: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 class TrainLoader:
-    """Endless training batches in which batch n depends on the seed and n only.
+    """Endless training batches. Batch n depends on the seed and n only, with any number of workers.
 
-    That holds with any number of workers, so a run that stopped goes on exactly where it was: `set_position`
-    before the first batch. An image that cannot be read is named once in the log and counted in `skipped`;
-    another takes its place. A worker that dies is named in the log and replaced. A batch is the list of what
-    `mapper` returned, as Detectron2's models take it.
-    Without workers, loading reseeds this process's generators; the trainer seeds them again before each step.
+    A run resumes exactly with `set_position` before the first batch. An image that cannot be read is replaced
+    by another, counted in `skipped`, and named once in the log. A worker that dies is restarted, and the log
+    says so. A batch is the list of the mapper's results, the input of Detectron2's models.
+    Without workers, loading reseeds the generators of this process; the trainer seeds them before each step.
 
     Attributes:
-        device: where batches are wanted. For a GPU, workers' batches are pinned and copied ahead.
+        device: device of the batches. For a GPU, batches of workers are pinned and copied ahead.
     """
 
     def __init__(
@@ -186,13 +184,13 @@ class TrainLoader:
         """
         Args:
             dataset: records in Detectron2's standard format.
-            mapper: turns one into what the model takes, such as `DatasetMapper`.
-            total_batch_size: images a batch over all processes.
+            mapper: makes the model's input of a record, such as `DatasetMapper`.
+            total_batch_size: images per batch over all ranks.
             num_workers: processes that load data; 0 to load in the training process.
             prefetch_factor: batches that each of them reads ahead.
             aspect_ratio_grouping: batch wide images with wide ones and tall with tall, which saves padding.
-            repeat_threshold: images of classes in a smaller share of the images than this come more often,
-                sqrt(threshold / share) times an epoch (LVIS, arXiv 1908.03195, section 5); None for once.
+            repeat_threshold: images of classes that are in a smaller share of the images come more often,
+                sqrt(threshold / share) times per epoch (LVIS, arXiv 1908.03195, section 5); None for once.
 
         Raises:
             ValueError: the batch cannot be split evenly over the processes.
@@ -246,7 +244,7 @@ class TrainLoader:
         )
 
     def _load(self, start: int, one_by_one: bool = False) -> DataLoader[Any]:
-        """Batches from number `start` on; `one_by_one`, none is loaded ahead of the one that is due."""
+        """Batches from number `start` on; with `one_by_one`, none is loaded ahead."""
         ahead = self.num_workers > 0
         workers, prefetch = (1, 1) if one_by_one else (self.num_workers, self.prefetch_factor)
         return DataLoader(
@@ -259,7 +257,7 @@ class TrainLoader:
             multiprocessing_context=START_METHOD if ahead else None,
             prefetch_factor=prefetch if ahead else None,
             pin_memory=ahead and self.device.type == "cuda",
-            generator=torch.Generator(),  # it draws a seed: not from the numbers that the training step draws
+            generator=torch.Generator(),  # for DataLoader's seed: the training step has the global one
         )
 
     def _images_of(self, number: int) -> list[str]:
@@ -268,7 +266,7 @@ class TrainLoader:
         return [_file(self.records[index]) for index, _ in draws]
 
     def _note_skipped(self, batch: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Say once of each file that it cannot be used; workers tell by what they put into their samples."""
+        """Log each file that cannot be used once; workers report them in their samples."""
         for sample in batch:
             for name, reason in sample.pop(_SKIPPED, {}).items():
                 if name not in self.skipped:
@@ -278,7 +276,7 @@ class TrainLoader:
 
 
 class _NamesItsFile:
-    """A mapper whose errors say which image they are about."""
+    """A mapper whose errors name the image."""
 
     def __init__(self, mapper: Mapper) -> None:
         self.mapper = mapper
@@ -296,13 +294,13 @@ class _NamesItsFile:
 def evaluation_loader(
     dataset: list[dict[str, Any]], *, mapper: Mapper, num_workers: int = 0
 ) -> DataLoader[Any]:
-    """Detectron2's loader of a test set, image by image; an unusable image is an error that names it.
+    """Detectron2's loader of a test set, one image per batch.
 
-    Leaving it out would change what is measured.
+    An image that cannot be used is an error that names it: leaving it out would change the metrics.
 
     Args:
         dataset: records in Detectron2's standard format.
-        mapper: turns one into what the model takes.
+        mapper: makes the model's input of a record.
         num_workers: processes that load data; 0 to load in this one.
     """
     loader: DataLoader[Any] = detectron2.data.build_detection_test_loader(
