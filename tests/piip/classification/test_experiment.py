@@ -88,7 +88,7 @@ def test_custom_dataset_of_other_classes(
          f"train.init_checkpoint={trained / 'output/model_final.pth'}",
          f"train.plan.output_dir={tmp_path / 'output'}"]
     )  # fmt: skip
-    assert "2 tensors follow the classes and start anew: head.head.weight, head.head.bias" in caplog.text
+    assert "2 tensors follow the classes and start anew: head.head.bias, head.head.weight" in caplog.text
     ours = torch.load(tmp_path / "output/model_final.pth", weights_only=True)
     theirs = torch.load(trained / "output/model_final.pth", weights_only=True)
     assert ours["metadata"]["classes"] == list(tiny.CLASSES)

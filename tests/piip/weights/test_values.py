@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 import piip
 from piip.branches import Pretrained
-from piip.classification.checkpoint import load_weights, read_weights
 from piip.classification.classifier import PIIPClassifier
 from piip.flops import classifiers
 from piip.library import registry
@@ -117,9 +116,12 @@ def from_pretrained(folder: Path, kind: str) -> None:
 
 
 def classifier(folder: Path, kind: str) -> None:
+    require.detectron2()
+    from piip.classification.checkpoint import ClassifierCheckpointer
+
     model = PIIPClassifier(tiny_piip(dims=(64, 32), merge="linear"), 3)
     path = save(spoiled(model.state_dict(), BIAS, kind), folder, "model")
-    load_weights(model, read_weights(path), path)
+    ClassifierCheckpointer(model).load(path, [])
 
 
 def checkpointer(folder: Path, kind: str) -> None:

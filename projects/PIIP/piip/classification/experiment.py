@@ -27,9 +27,11 @@ from timm.data.readers.img_extensions import set_img_extensions
 from timm.data.readers.reader_image_folder import ReaderImageFolder
 from timm.utils import setup_default_logging
 from timm.utils.distributed import init_distributed_device_so
+from torch import nn
 
 import piip_ops
 
+from ..engine.checkpoints.checkpoint import METADATA, check_same_classes
 from ..engine.checkpoints.run_lock import run_lock
 from ..engine.config import instantiate, locate
 from ..engine.distributed.launching import restarted
@@ -38,7 +40,7 @@ from ..engine.evaluation import TestBatches
 from ..images import IMAGE_SUFFIXES, list_files
 from ..seeding import mix_seed, seed_all
 from ..weights.files.atomic import remove_partial
-from .checkpoint import Weights, load_weights, num_classes_of, read_weights
+from .checkpoint import CLASSES, ClassifierCheckpointer
 from .classifier import PIIPClassifier
 from .data import (
     Processes,
@@ -56,7 +58,6 @@ from .trainer import Trainer
 __all__ = ["Run", "build_classifier_of", "classifier_to_show", "is_classifier"]
 
 _logger = logging.getLogger("piip.classification")
-_SHOWN = 3  # names of classes in an error
 
 
 def build_classifier_of(cfg: DictConfig, device: str | torch.device) -> PIIPClassifier:
@@ -94,16 +95,15 @@ def classifier_to_show(cfg: DictConfig, weights: str) -> tuple[ClassPredictor, C
     Raises:
         FileNotFoundError, ValueError: there are no such weights, or they do not fit.
     """
-    found = read_weights(weights)
-    cfg.model.num_classes = num_classes_of(found, weights)
+    cfg.model.num_classes = ClassifierCheckpointer(nn.Module()).num_classes(weights)
     device, _ = _device(cfg.train.device)
     model = build_classifier_of(cfg, device)
-    load_weights(model, found, weights)
+    loaded = ClassifierCheckpointer(model).load(weights, [])
     test = cfg.dataloader.test
     taken = inspect.signature(create_transform).parameters
     settings = {key: test[key] for key in test if key in taken}
     transform = create_transform(**settings, is_training=False)
-    names = describe(found.classes, model.num_classes)
+    names = describe(loaded.get(METADATA, {}).get(CLASSES, []), model.num_classes)
     return ClassPredictor(model, transform, cfg.train.eval_precision), ClassRenderer(names)
 
 
@@ -116,11 +116,6 @@ def _device(name: str) -> tuple[str, Processes]:
         raise ValueError(f"train.device is '{name}' but PyTorch finds no GPU: add train.device=cpu")
     found = init_distributed_device_so(device=name)
     return found["device"], Processes(found["global_rank"], found["world_size"])
-
-
-def _described(names: list[str]) -> str:
-    more = ", ..." if len(names) > _SHOWN else ""
-    return f"{len(names)} classes ({', '.join(names[:_SHOWN])}{more})"
 
 
 class Run:
@@ -189,25 +184,15 @@ class Run:
                 )
             self.cfg.model.num_classes = len(names)
 
-    def _load(self, model: PIIPClassifier, weights: Weights, names: list[str], *, restart: bool) -> None:
-        other = bool(weights.classes and names) and weights.classes != names
-        if other and not restart:
-            raise ValueError(
-                f"the checkpoint knows {_described(weights.classes)}, the data have {_described(names)}: "
-                "give the data it was trained for"
-            )
-        fresh = {k: v.clone() for k, v in model.state_dict().items() if k.startswith("head.head")}
-        left = load_weights(
-            model, weights, self.cfg.train.init_checkpoint, restart_head=restart and self.follows_data
-        )
-        if other and not left:  # as many, but not the same
-            model.load_state_dict(fresh, strict=False)
-            left = list(fresh)
-        if left:
-            _logger.warning(
-                f"{len(left)} tensors follow the classes and start anew: {', '.join(left)}; all others are "
-                "the checkpoint's"
-            )
+    def _load(self, checkpointer: ClassifierCheckpointer) -> None:
+        """Start from `train.init_checkpoint`, its class layers anew where it was trained on other classes."""
+        follows = self.follows_data
+        checkpointer.restartable = {
+            key: (None if follows else len(tensor), *tensor.shape[1:])
+            for key, tensor in checkpointer.model.state_dict().items()
+            if key.startswith("head.head")
+        }
+        checkpointer.load(self.cfg.train.init_checkpoint, [])
 
     def evaluate(self, *, averaged: bool = False) -> dict[str, float]:
         """Measure `train.init_checkpoint` on the test set; `averaged` for the average of weights it keeps."""
@@ -217,13 +202,15 @@ class Run:
         names = class_names(loader.dataset)
         self._follow(names)
         model = build_classifier_of(self.cfg, self.device)
-        weights = read_weights(self.cfg.train.init_checkpoint, averaged=averaged)
-        self._load(model, weights, names, restart=False)
+        checkpointer = ClassifierCheckpointer(model, metadata={CLASSES: names})
+        checkpointer.averaged = averaged
+        loaded = checkpointer.load(self.cfg.train.init_checkpoint, [])
+        check_same_classes(loaded.get(METADATA, {}), checkpointer.metadata)
         results = self._measure(evaluation_batches(loader, self.processes), model)
         _logger.info(", ".join(f"{name} {value:.3f}" for name, value in results.items()))
         return results
 
-    def _measure(self, batches: Any, model: torch.nn.Module) -> dict[str, float]:
+    def _measure(self, batches: Any, model: nn.Module) -> dict[str, float]:
         precision = self.cfg.train.eval_precision
         results = evaluate(model, TestBatches(batches), precision=precision, processes=self.processes)
         expected = len(batches.dataset) if batches.sampler is None else None
@@ -254,7 +241,7 @@ class Run:
         trainer = self._trainer(model, batches, seed, names)
         if not (resume and trainer.resume()):
             if cfg.train.init_checkpoint:
-                self._load(model, read_weights(cfg.train.init_checkpoint), names, restart=True)
+                self._load(trainer.checkpointer)
             else:
                 load_pretrained_classifier(model)
             if trainer.ema is not None:

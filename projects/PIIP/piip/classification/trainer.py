@@ -15,14 +15,14 @@ from timm.data import Mixup
 from torch import Tensor, nn
 
 from ..engine import trainer as engine
-from ..engine.checkpoints.checkpoint import METADATA, Checkpointer
+from ..engine.checkpoints.checkpoint import METADATA
 from ..engine.ema import AverageWeights
 from ..engine.hooks import training_hooks
 from ..engine.nonfinite import NonfiniteGuard
 from ..engine.run import run
 from ..numerics import dtype_of, without_autocast
 from ..weights.files.tensors import read_file
-from .checkpoint import CLASSES
+from .checkpoint import CLASSES, ClassifierCheckpointer
 from .data import Processes, TrainBatches
 
 __all__ = ["Plan", "Scheduler", "Trainer"]
@@ -205,7 +205,7 @@ class Trainer:
         )
         saved: dict[str, Any] = {"trainer": self.loop, **({"ema": ema} if ema else {})}
         metadata = {CLASSES: classes or [], _PER_EPOCH: len(batches)}
-        self.checkpointer = Checkpointer(model, plan.output_dir, metadata=metadata, **saved)
+        self.checkpointer = ClassifierCheckpointer(model, plan.output_dir, metadata=metadata, **saved)
         self.iteration = 0
 
     @property

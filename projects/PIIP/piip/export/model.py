@@ -13,7 +13,6 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 
 from ..backbone import PIIP
-from ..classification.checkpoint import load_weights, read_weights
 from ..classification.classifier import PIIPClassifier
 from ..detection.dino.detector import DINODetector
 from ..engine.checkpoints.checkpoint import Checkpointer
@@ -149,8 +148,5 @@ def load_exportable(cfg: DictConfig, weights: str) -> Exportable:
     """
     follow_weights(cfg, weights)
     model = build_model(cfg).eval().requires_grad_(False)
-    if isinstance(model, PIIPClassifier):
-        load_weights(model, read_weights(weights), weights)
-    else:
-        Checkpointer(model).load(weights)
+    Checkpointer(model).load(weights)
     return exportable(model, cfg)
