@@ -15,8 +15,8 @@ from PIL import Image
 from safetensors.torch import save_file
 
 import piip
+from piip.branches import published
 from piip.data import create_transform, resolve_data_config
-from piip.flops import classifiers
 from piip.library import factory, registry
 from piip.library.models import BranchFeatures, PublishedBackbone, PublishedClassifier
 from piip.official import to_official_backbone, to_official_classifier
@@ -59,8 +59,7 @@ def test_every_model_builds(name: str) -> None:
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Models of the published make, small: "backbone", "classifier", and "merged" with one head."""
-    for module in (registry, classifiers):
-        monkeypatch.setattr(module, "VIT_SIZES", {"T": (32, 12, 2), "S": (64, 12, 2), "B": (64, 12, 2)})
+    monkeypatch.setattr(published, "VIT_SIZES", {"T": (32, 12, 2), "S": (64, 12, 2), "B": (64, 12, 2)})
     backbone = registry.Entry("TSB", (96, 64, 48), "mask_rcnn_deit_tsb_1120_896_448_fpn_1x_coco_bs16", 14)
     classifier = registry.Entry("TSB", (96, 64, 48), "x", classifier="deit")
     monkeypatch.setattr(registry, "MODELS", {"backbone": backbone, "classifier": classifier})

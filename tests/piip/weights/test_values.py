@@ -13,9 +13,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import piip
-from piip.branches import Pretrained
+from piip.branches import Pretrained, published
 from piip.classification.classifier import PIIPClassifier
-from piip.flops import classifiers
 from piip.library import registry
 from piip.official import to_official_backbone, to_official_classifier
 from piip.weights.differences import check_values
@@ -64,8 +63,7 @@ def test_counters_are_integers() -> None:
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (registry, classifiers):
-        monkeypatch.setattr(module, "VIT_SIZES", {"T": (32, 12, 2), "S": (32, 12, 2), "B": (32, 12, 2)})
+    monkeypatch.setattr(published, "VIT_SIZES", {"T": (32, 12, 2), "S": (32, 12, 2), "B": (32, 12, 2)})
     detector = "mask_rcnn_deit_tsb_1120_896_448_fpn_1x_coco_bs16"
     entries = {
         "backbone": registry.Entry("TSB", (96, 64, 48), detector, 14),

@@ -6,13 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from ..backbone import PIIP
-from ..branches import ViTBranch
-from .recipes import VIT_SIZES, letters_and_sizes
+from ..branches import ViTBranch, published
+from .recipes import letters_and_sizes
 
-__all__ = ["CLASSIFIER_DROP_PATH", "build_classifier_row", "from_scratch", "pretrained_heads"]
-
-CLASSIFIER_DROP_PATH = {"T": 0.05, "S": 0.05, "B": 0.2, "L": 0.4}
-"""Drop path of the published classifiers' branches, constant over depth."""
+__all__ = ["build_classifier_row", "from_scratch", "pretrained_heads"]
 
 _SCRATCH = ((640, 8), (320, 4), (160, 2))  # channels and heads of PIIP-B, largest model first
 _SCRATCH_WINDOW = 16  # tokens; on the largest image. The images of the others are one window, or less
@@ -26,20 +23,9 @@ def pretrained_heads(letters: str, sizes: Sequence[int], family: Literal["deit",
         sizes: of their images, in the same order.
         family: "augreg" branches keep a row of positions for the class token, and have no layer scale.
     """
+    make = published.deit_classifier if family == "deit" else published.augreg_classifier
     return PIIP(
-        [
-            ViTBranch(
-                embed_dim=VIT_SIZES[letter][0],
-                depth=VIT_SIZES[letter][1],
-                num_heads=VIT_SIZES[letter][2],
-                pretrain_image_size=size,
-                drop_path_rate=CLASSIFIER_DROP_PATH[letter],
-                layer_scale=None if family == "augreg" else 1.0,
-                pos_embed_has_cls=family == "augreg",
-                class_token=True,
-            )
-            for letter, size in zip(reversed(letters), reversed(sizes), strict=True)
-        ],
+        [make(letter, size).build() for letter, size in zip(reversed(letters), reversed(sizes), strict=True)],
         sizes[::-1],
         merge=None,
     )

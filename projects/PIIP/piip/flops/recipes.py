@@ -3,37 +3,26 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ..backbone import PIIP
-from ..branches import BEiTBranch, UniPerceiverBranch, ViTBranch
+from ..branches import Branch, published
+from ..branches.published import VIT_SIZES, PublishedBranch
 from ..interaction import InteractionConfig, Link
 
-__all__ = ["VIT_SIZES", "CannotBuild", "build_row"]
+__all__ = ["CannotBuild", "build_row"]
 
-VIT_SIZES = {
-    "T": (192, 12, 3),
-    "S": (384, 12, 6),
-    "B": (768, 12, 12),
-    "L": (1024, 24, 16),
-    "H": (1280, 32, 16),
-    "6B": (3200, 48, 25),
+_PRETRAINING: dict[str | None, Mapping[str, Callable[..., PublishedBranch]]] = {
+    # of the letters that are not DeiT III or, as H, MAE
+    "AugReg 384": dict.fromkeys("SBL", published.augreg),
+    "DINOv2": dict.fromkeys("SBL", published.dinov2),
+    "DeiT III (S) + MAE (BL)": dict.fromkeys("BL", published.mae),
+    "DeiT III (S) + Uni-Perceiver (BL)": dict.fromkeys("BL", published.uni_perceiver),
+    "DeiT III (S) + BEiTv2 (BL)": dict.fromkeys("BL", published.beitv2),
+    "DeiT III": {},
+    None: {},
 }
-"""Channels, blocks and heads of the published vision transformers, by the paper's letters."""
-
-_INTERN = {"H", "6B"}
-_INTERN_PRETRAINING = {
-    # what is pretrained -> (letters, side of the pretraining images), of the class of AugReg, DINOv2 and MAE
-    "AugReg 384": ("SBL", 384),
-    "DINOv2": ("SBL", 518),
-    "DeiT III (S) + MAE (BL)": ("BL", 224),
-}
-_FAMILIES = {
-    "DeiT III (S) + Uni-Perceiver (BL)": UniPerceiverBranch,
-    "DeiT III (S) + BEiTv2 (BL)": BEiTBranch,
-}
-_KNOWN_PRETRAINING = {*_INTERN_PRETRAINING, *_FAMILIES, "DeiT III", None}
 
 _Windows = Sequence[int | None]
 _WINDOWS: dict[Any, Mapping[str, _Windows]] = {
@@ -60,27 +49,13 @@ def letters_and_sizes(row: Mapping[str, Any]) -> list[tuple[str, int]]:
     return list(zip(letters, sizes, strict=True))
 
 
-def _branch(letter: str, windows: _Windows, pretraining: str | None) -> ViTBranch:
-    dim, depth, heads = VIT_SIZES[letter]
-    intern_letters, pretrain_size = _INTERN_PRETRAINING.get(pretraining or "", ("", 224))
-    is_intern = letter in _INTERN or letter in intern_letters
-    is_6b = letter == "6B"
-    sizes: dict[str, Any] = {
-        "embed_dim": dim,
-        "depth": depth,
-        "num_heads": heads,
-        "window_sizes": [windows[i % len(windows)] for i in range(depth)],
-    }
-    if pretraining in _FAMILIES and letter in "BL":
-        return _FAMILIES[pretraining](**sizes)
-    return ViTBranch(
-        **sizes,
-        pretrain_image_size=pretrain_size if letter in intern_letters else 224,
-        pos_embed_has_cls=is_intern,
-        norm="rms_norm" if is_6b else "layer_norm",
-        qk_norm=is_6b,
-        qkv_bias=not is_6b,
-    )
+def _branch(letter: str, windows: _Windows, pretraining: str | None) -> Branch:
+    sizes = [windows[i % len(windows)] for i in range(VIT_SIZES[letter][1])]
+    if letter == "6B":
+        branch = published.internvit_6b()
+        return branch.family(**{**branch.options, "window_sizes": sizes})
+    make = _PRETRAINING[pretraining].get(letter, published.mae if letter == "H" else published.vit)
+    return make(letter, sizes).build()
 
 
 def build_row(
@@ -100,7 +75,7 @@ def build_row(
         CannotBuild: the project has no such model.
     """
     pretraining = row.get("pretraining")
-    if pretraining not in _KNOWN_PRETRAINING:
+    if pretraining not in _PRETRAINING:
         raise CannotBuild(f"there is no branch family for {pretraining}")
     models = letters_and_sizes(row)[::-1]
     window = row.get("window", 14)

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from ..backbone import PIIP
-from ..branches import ViTBranch
+from ..branches.published import vit
 from ..flops.classifiers import from_scratch, pretrained_heads
-from ..flops.recipes import VIT_SIZES
 from ..weights import model_zoo
 
 __all__ = ["MODELS", "Entry", "find", "list_models"]
@@ -18,7 +17,6 @@ __all__ = ["MODELS", "Entry", "find", "list_models"]
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 _HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))  # (x - 127.5) / 127.5 on 8-bit pixels
 _CLASSIFIER_URL = "https://huggingface.co/OpenGVLab/PIIP/resolve/main/classification/{}.pth"
-_DROP_PATH = {"T": 0.05, "S": 0.05, "B": 0.15, "L": 0.40}  # of the detectors
 
 
 @dataclass(frozen=True)
@@ -46,18 +44,7 @@ class Entry:
             return from_scratch(self.sizes)
         if self.classifier is not None:
             return pretrained_heads(self.letters, self.sizes, self.classifier)
-        branches = []
-        for letter in reversed(self.letters):
-            dim, depth, heads = VIT_SIZES[letter]
-            branches.append(
-                ViTBranch(
-                    embed_dim=dim,
-                    depth=depth,
-                    num_heads=heads,
-                    window_sizes=self.window,
-                    drop_path_rate=_DROP_PATH[letter],
-                )
-            )
+        branches = [vit(letter, self.window).build() for letter in reversed(self.letters)]
         return PIIP(branches, self.sizes[::-1])
 
     def pretrained_cfg(self, name: str) -> dict[str, Any]:

@@ -15,12 +15,12 @@ from torch import Tensor, nn
 
 from ..backbone import PIIP
 from ..branches import ViTBranch
+from ..branches.published import VIT_SIZES
 from ..classification.classifier import PIIPClassifier
 from ..detection.dino.detector import DINODetector
 from ..engine.config import apply_overrides, load_config
 from ..flops import Report, count_operators, published_cost
 from ..flops.actual import check_input_size, collect, neck_part, piip_locator, transformer_part
-from ..flops.recipes import VIT_SIZES
 from ..segmentation.segmentor import Segmentor
 from .classifier_cost import classifier_cost
 

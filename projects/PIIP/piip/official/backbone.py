@@ -7,6 +7,7 @@ from typing import Any
 
 from ..backbone import PIIP
 from ..branches import BEiTBranch, Branch, ConvNeXtBranch, UniPerceiverBranch, ViTBranch
+from ..branches.published import CONVNEXT_SIZES
 from ..neck import PyramidBackbone, published_pyramid
 from ..weights.converters.settings import interaction, stages, windows
 
@@ -14,10 +15,9 @@ __all__ = ["build_backbone", "build_branch"]
 
 _NUM_BRANCHES = {"PIIPTwoBranch": 2, "PIIPThreeBranch": 3, "PIIPFourBranch": 4}
 _SINGLE = {"vit_models": "deit", "InternViT6B": "intern", "ConvNextHFWrapper": "convnext"}
-_CONVNEXTS = {  # names on the Hugging Face hub: dims and depths
-    "facebook/convnext-tiny-224": ((96, 192, 384, 768), (3, 3, 9, 3)),
-    "facebook/convnext-small-224": ((96, 192, 384, 768), (3, 3, 27, 3)),
-    "facebook/convnext-base-224": ((128, 256, 512, 1024), (3, 3, 27, 3)),
+_CONVNEXTS = {  # names on the Hugging Face hub
+    f"facebook/convnext-{name}-224": CONVNEXT_SIZES[letter]
+    for name, letter in (("tiny", "T"), ("small", "S"), ("base", "B"))
 }
 
 
