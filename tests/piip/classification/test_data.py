@@ -223,6 +223,10 @@ def test_broken_images(root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixt
     }
     with pytest.raises(ValueError, match=r"birch.001\.png cannot be evaluated \(it is not an image"):
         collected(evaluation_batches(loader(tmp_path, "train", 2)))
+    failing = loader(root, "val", 2)
+    failing.dataset.transform = lambda image: image.no_such_method()
+    with pytest.raises(ValueError, match=r"ash.000\.png cannot be evaluated \(AttributeError: "):
+        collected(evaluation_batches(failing))
 
 
 def test_images_are_upright_and_of_8_bits(root: Path, tmp_path: Path) -> None:

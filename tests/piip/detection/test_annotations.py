@@ -21,6 +21,7 @@ from detectron2.structures import BitMasks, Boxes, Instances
 from pycocotools import mask as coco_mask
 
 from piip.detection.annotations import read_annotations, sanitize_annotations
+from piip.detection.compare import compare
 from piip.detection.data import dataset_dicts, register_coco
 from piip.detection.evaluation import COCOEvaluator
 from piip.detection.lvis import read_lvis, register_lvis
@@ -209,8 +210,8 @@ FIXED = {  # what is odd about one of two annotations -> what it becomes, and wh
         for area in (None, NAN, -1, "x", [4], 1e15, HUGE, True)
     },
     **{
-        f"id {id_}": ({"id": id_}, {"id": 1}, "whose id is missing, 0 or that of another")
-        for id_ in (0, None, "x", [1], 2.5, True, HUGE, 3)
+        f"id {id_}": ({"id": id_}, {"id": 1}, "whose id is no positive number of their own")
+        for id_ in (0, -3, None, "x", [1], 2.5, True, HUGE, 3)
     },
     "points": (
         {"segmentation": [[[0, 0], [0, 2], [2, 2], [2, 0]]]},
@@ -607,3 +608,12 @@ def test_lvis_values(odd: dict[str, Any], tmp_path: Path) -> None:
     content["images"] = [IMAGE]
     with pytest.raises(ValueError, match=r"images\[0\] lacks a list 'neg_category_ids'; a COCO file needs"):
         read_lvis(write(tmp_path, content))
+
+
+@pytest.mark.parametrize("content", ["[", {"a": 1}, [7], [{"image_id": 1, "score": 0.5}]])
+def test_results_to_draw_that_are_none(content: Any, tmp_path: Path) -> None:
+    register_coco("sound", write(tmp_path, SOUND), tmp_path)
+    results = tmp_path / "results.json"
+    results.write_text(content if isinstance(content, str) else json.dumps(content))
+    with pytest.raises(ValueError, match=r"results\.json is (not JSON|no list of COCO results)"):
+        compare("sound", results, tmp_path / "pictures")

@@ -61,7 +61,11 @@ def _load(dataset: Any, index: int) -> Any:
     except UnreadableFileError as error:
         raise UnreadableFileError(dataset.filename(index), error.reason) from error
     target = -1 if target is None else target
-    transformed = image if dataset.transform is None else dataset.transform(image)
+    try:
+        transformed = image if dataset.transform is None else dataset.transform(image)
+    except Exception as error:
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise UnreadableFileError(dataset.filename(index), reason) from error
     return transformed, target if dataset.target_transform is None else dataset.target_transform(target)
 
 

@@ -117,8 +117,8 @@ def sanitize_annotations(content: Any) -> SanitizedAnnotations:
     Fixed are
 
     - numbers written as text (``"128"``) or with a decimal point (``128.0``), "iscrowd" as text or null;
-    - annotations that share an id, have none, or 0 (COCO's evaluation takes 0 for "no match"): all are
-      numbered anew;
+    - annotations that share an id, have none, or one that is not positive (COCO's evaluation takes 0 for "no
+      match"): all are numbered anew;
     - polygons as pairs of points or without their outer list; polygons of fewer than three corners are
       removed from masks that have others;
     - a missing or impossible "area", which becomes that of the mask or else of the box;
@@ -288,10 +288,12 @@ def _annotations(
         extents.append(None if annotation["iscrowd"] else extent)
         positions.append(position)
     ids = Counter(annotation["id"] for annotation in kept)
-    if renumbered := [p for p, a in zip(positions, kept, strict=True) if not a["id"] or ids[a["id"]] > 1]:
+    if renumbered := [
+        p for p, a in zip(positions, kept, strict=True) if (a["id"] or 0) < 1 or ids[a["id"]] > 1
+    ]:
         for position in renumbered:
             result.fixed.add(
-                "annotations whose id is missing, 0 or that of another", partial(where, position)
+                "annotations whose id is no positive number of their own", partial(where, position)
             )
         kept = [{**annotation, "id": number} for number, annotation in enumerate(kept, start=1)]
     sizes = [[images[a["image_id"]][side] for side in ("width", "height")] for a in kept]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +14,11 @@ from pycocotools import mask as coco_mask
 
 from ..engine.renderer import unused_name
 from ..images import Image, read_image, write_image
+from .annotations import read_json
 from .data import dataset_dicts
 from .predict import draw, visualizer
 
+_KEYS = {"image_id", "category_id", "bbox", "score"}
 _MIN_SIDE = 384  # pixels: smaller images are enlarged, or their labels would cover them
 _TITLE_HEIGHT = 28
 
@@ -62,11 +63,15 @@ def compare(
 
     Raises:
         OSError: an image cannot be read or a picture not written.
+        ValueError: the results are not in COCO's format.
     """
     records = dataset_dicts(dataset, filter_empty=False)
     metadata = MetadataCatalog.get(dataset)
     by_image: dict[int, list[dict[str, Any]]] = {}
-    for record in json.loads(results.read_text()):
+    entries = read_json(results)
+    if not isinstance(entries, list) or not all(isinstance(e, dict) and e.keys() >= _KEYS for e in entries):
+        raise ValueError(f"{results} is no list of COCO results: each needs {', '.join(sorted(_KEYS))}")
+    for record in entries:
         if record["score"] >= score_threshold:
             by_image.setdefault(record["image_id"], []).append(record)
     output.mkdir(parents=True, exist_ok=True)
