@@ -247,7 +247,7 @@ class LvisFiles(CocoFiles):
 class LvisData(CocoData):
     """What `--data` means for detectors that are trained as on LVIS: annotations in its format."""
 
-    _files = LvisFiles
+    split = LvisFiles
 
     def use(self, cfg: DictConfig, data: Sequence[str], *, train: bool = True) -> ClassShapes:
         """As `CocoData`; federated loss takes its weights from the training set."""
@@ -268,7 +268,7 @@ class LvisData(CocoData):
     def register(self, name: str, files: CocoFiles) -> None:
         """As a dataset in LVIS's format."""
         files.check_images()
-        register_lvis(name, files.annotations, files.images, self._metadata(files))
+        register_lvis(name, files.annotations, files.images, files.metadata())
 
 
 def _federated(cfg: DictConfig) -> list[Any]:

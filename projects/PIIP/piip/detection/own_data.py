@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -62,6 +62,19 @@ class CocoFiles:
     def __str__(self) -> str:
         return str(self.annotations)
 
+    def classes(self) -> dict[int, str]:
+        """Names by ids, in the order of the ids."""
+        categories = self.checked.content["categories"]
+        return dict(sorted((category["id"], category["name"]) for category in categories))
+
+    def metadata(self) -> dict[str, Any]:
+        """The classes as Detectron2's catalog knows them."""
+        classes = self.classes()
+        return {
+            "thing_classes": list(classes.values()),
+            "thing_dataset_id_to_contiguous_id": {id_: i for i, id_ in enumerate(classes)},
+        }
+
     def check_images(self) -> None:
         """Look for some of the images.
 
@@ -80,7 +93,7 @@ class CocoFiles:
 
 
 @dataclass
-class CocoData(CustomDataset[CocoFiles]):
+class CocoData(CustomDataset):
     """What `--data` means for detectors: COCO-format annotations and images, for training and validation.
 
     Attributes:
@@ -88,34 +101,17 @@ class CocoData(CustomDataset[CocoFiles]):
     """
 
     rules: Rules = "detectron2"
+    split = CocoFiles
     form = "ANNOTATIONS.json:IMAGES"
     places = ("", "roi_heads", "head")
     names = "thing_classes"
-    _files: ClassVar[type[CocoFiles]] = CocoFiles
-
-    def parse(self, text: str) -> CocoFiles:
-        """See :meth:`CocoFiles.parse`."""
-        return self._files.parse(text)
-
-    def classes(self, files: CocoFiles) -> dict[int, str]:
-        """Names by ids, in the order of the ids."""
-        return dict(
-            sorted((category["id"], category["name"]) for category in files.checked.content["categories"])
-        )
 
     def register(self, name: str, files: CocoFiles) -> None:
         """As a dataset in COCO's format."""
         files.check_images()
-        register_coco(name, files.annotations, files.images, self._metadata(files))
+        register_coco(name, files.annotations, files.images, files.metadata())
 
-    def _metadata(self, files: CocoFiles) -> dict[str, Any]:
-        classes = self.classes(files)
-        return {
-            "thing_classes": list(classes.values()),
-            "thing_dataset_id_to_contiguous_id": {id_: i for i, id_ in enumerate(classes)},
-        }
-
-    def adapt(self, cfg: DictConfig, files: Mapping[str, CocoFiles], number: int) -> None:
+    def adapt(self, cfg: DictConfig, files: Mapping[str, CocoFiles]) -> None:
         """Have the model trained by :attr:`rules`, and the config take the training data's kind of masks.
 
         Raises:

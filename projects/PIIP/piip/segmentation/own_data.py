@@ -60,26 +60,19 @@ class Folders:
         return names
 
 
-class FolderData(CustomDataset[Folders]):
+class FolderData(CustomDataset):
     """What `--data` means for segmentors: folders of images and label maps, for training and validation."""
 
+    split = Folders
     form = "IMAGES:LABELS"
     places = ("heads.decode_head",)
     names = "stuff_classes"
-
-    def parse(self, text: str) -> Folders:
-        """See :meth:`Folders.parse`."""
-        return Folders.parse(text)
-
-    def classes(self, files: Folders) -> list[str]:
-        """See :meth:`Folders.classes`."""
-        return files.classes()
 
     def register(self, name: str, files: Folders) -> None:
         """As a dataset of pairs of files."""
         register_folders(name, files.images, files.labels, files.classes())
 
-    def adapt(self, cfg: DictConfig, files: Mapping[str, Folders], number: int) -> None:
+    def adapt(self, cfg: DictConfig, files: Mapping[str, Folders]) -> None:
         """Let the mappers know the number of classes."""
         for loader in (cfg.dataloader.train, cfg.dataloader.test):
-            loader.mapper.num_classes = number
+            loader.mapper.num_classes = len(files["val"].classes())

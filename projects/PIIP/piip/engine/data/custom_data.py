@@ -7,7 +7,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Generic, TypeVar, cast
+from typing import Any, ClassVar, Protocol, cast
 
 import torch
 from detectron2.config import instantiate
@@ -18,6 +18,7 @@ from ..checkpoints.checkpoint import ClassShapes, read_metadata
 __all__ = [
     "LOADERS",
     "CustomDataset",
+    "Split",
     "class_shapes",
     "follow_weights",
     "pairs_of_paths",
@@ -30,44 +31,52 @@ __all__ = [
 LOADERS = {"train": "train", "val": "test"}
 """Splits on the command line: their loaders in a config."""
 
-Files = TypeVar("Files")
-
 _PLACE = "dataloader.own_data"
 
 _logger = logging.getLogger("detectron2.piip")
 
 
-class CustomDataset(ABC, Generic[Files]):
-    """How a task takes other data; a config names its task's as `dataloader.own_data`.
+class Split(Protocol):
+    """The files of a split of a custom dataset; `str()` names them in messages."""
 
-    Attributes:
-        form: what a split is called on the command line, for messages.
-        places: sections of a model that hold its number of classes; "" for the model itself.
-        names: key of a checkpoint's metadata under which the names of the classes are.
-    """
-
-    form: ClassVar[str]
-    places: ClassVar[tuple[str, ...]]
-    names: ClassVar[str]
-
-    @abstractmethod
-    def parse(self, text: str) -> Files:
-        """The files of a split, from what the command line calls it.
+    @classmethod
+    def parse(cls, text: str) -> Split:
+        """The files that the command line names.
 
         Raises:
             FileNotFoundError: one is not there.
         """
 
-    @abstractmethod
-    def classes(self, files: Files) -> Sequence[str] | Mapping[int, str]:
-        """Names of the classes, in their order or by their ids."""
+    def classes(self) -> Sequence[str] | Mapping[int, str]:
+        """Names of the classes, in their order or by their ids.
+
+        Raises:
+            ValueError, OSError: they cannot be read.
+        """
+
+
+class CustomDataset(ABC):
+    """How a task takes other data; a config names its task's as `dataloader.own_data`.
+
+    Attributes:
+        split: reads what the command line says of a split.
+        form: what it has to look like, for messages.
+        places: sections of a model that hold its number of classes; "" for the model itself.
+        names: key of a checkpoint's metadata under which the names of the classes are.
+    """
+
+    split: ClassVar[type[Split]]
+    form: ClassVar[str]
+    places: ClassVar[tuple[str, ...]]
+    names: ClassVar[str]
 
     @abstractmethod
-    def register(self, name: str, files: Files) -> None:
-        """Make the files known to Detectron2 under a name."""
+    def register(self, name: str, files: Any) -> None:
+        """Make a split known to Detectron2 under a name."""
 
-    def adapt(self, cfg: DictConfig, files: Mapping[str, Files], number: int) -> None:
-        """Change what else of the config the data call for, in place; `number` is that of the classes."""
+    @abstractmethod
+    def adapt(self, cfg: DictConfig, files: Mapping[str, Any]) -> None:
+        """Change what else of the config the splits call for, in place."""
 
     def use(self, cfg: DictConfig, data: Sequence[str], *, train: bool = True) -> ClassShapes:
         """Make the config one for other data, in place.
@@ -88,16 +97,16 @@ class CustomDataset(ABC, Generic[Files]):
                 model has no number of classes.
             FileNotFoundError: a file or folder is not there.
         """
-        found = splits(data, self.parse, self.form, train=train)
-        classes = self.classes(found["val"])
+        found = splits(data, self.split.parse, self.form, train=train)
+        classes = found["val"].classes()
         for split, files in found.items():
-            if self.classes(files) != classes:
+            if files.classes() != classes:
                 raise ValueError(f"{files} and {found['val']} have different classes: both need the same")
             self.register(f"own_{split}", files)
             cfg.dataloader[LOADERS[split]].dataset.names = f"own_{split}"
         if "dataset_name" in cfg.dataloader.get("evaluator", {}):
             cfg.dataloader.evaluator.dataset_name = "own_val"
-        self.adapt(cfg, found, len(classes))
+        self.adapt(cfg, found)
         return class_shapes(cfg, len(classes), *self.places)
 
     def follow(self, cfg: DictConfig, metadata: Mapping[str, Any]) -> None:
@@ -119,9 +128,9 @@ def without_overrides(values: Sequence[str]) -> tuple[list[str], list[str]]:
     return [v for v, override in pairs if not override], [v for v, override in pairs if override]
 
 
-def _of(cfg: DictConfig) -> CustomDataset[Any] | None:
+def _of(cfg: DictConfig) -> CustomDataset | None:
     own = OmegaConf.select(cfg, _PLACE)
-    return None if own is None else cast("CustomDataset[Any]", instantiate(own))
+    return None if own is None else cast(CustomDataset, instantiate(own))
 
 
 def use_custom_dataset(cfg: DictConfig, data: Sequence[str], *, train: bool) -> ClassShapes:
@@ -154,7 +163,7 @@ def follow_weights(cfg: DictConfig, weights: str) -> None:
         own.follow(cfg, metadata)
 
 
-def splits(data: Sequence[str], parse: Callable[[str], Files], form: str, *, train: bool) -> dict[str, Files]:
+def splits(data: Sequence[str], parse: Callable[[str], Split], form: str, *, train: bool) -> dict[str, Split]:
     """What `--data` names, by split.
 
     Args:
@@ -166,7 +175,7 @@ def splits(data: Sequence[str], parse: Callable[[str], Files], form: str, *, tra
     Raises:
         ValueError: a split is missing, or given twice.
     """
-    found: dict[str, Files] = {}
+    found: dict[str, Split] = {}
     for text in data:
         split, equals, rest = text.partition("=")
         named = bool(equals) and split in LOADERS
