@@ -36,29 +36,43 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--images", nargs="+", default=[], help="files, folders, globs to check with (default: the test set)"
     )
     parser.add_argument(
+        "--data",
+        nargs="+",
+        default=[],
+        metavar="val=ANNOTATIONS.json:IMAGES",
+        help="custom dataset whose test set to check with, as the training's --data; a classifier's FOLDER",
+    )
+    parser.add_argument(
         "--number", type=int, default=20, help="of images to check with (default: %(default)s)"
     )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the config")
-    args = parser.parse_args(argv)
+    args = parser.parse_intermixed_args(argv)  # overrides may stand before options, too
 
     # imported here: --help needs none of it
+    from piip.classification.experiment import is_classifier
     from piip.engine.config import load_config
+    from piip.engine.data.custom_data import follow_weights, use_custom_dataset, without_overrides
     from piip.export.check import check
     from piip.export.formats import FORMATS, load, require, trace, write
-    from piip.export.images import read_images
+    from piip.export.images import read_images, test_files
     from piip.export.model import load_exportable
 
+    args.data, overrides = without_overrides(args.data)
     if args.output.suffix != FORMATS[args.format]:
         parser.error(f"a file of format {args.format} is named *{FORMATS[args.format]}, not {args.output}")
     require(args.format)
-    cfg = load_config(args.config_file, args.overrides, weights=args.weights or "")
+    cfg = load_config(args.config_file, [*overrides, *args.overrides], weights=args.weights or "")
     weights = args.weights or cfg.train.init_checkpoint
     if not weights:
         parser.error("no weights: give --weights, or set train.init_checkpoint in the config")
+    if args.data and is_classifier(cfg):
+        cfg.dataloader.test.dataset.root = str(Path(args.data[0], "val"))
+    elif args.data:
+        follow_weights(cfg, weights)
+        use_custom_dataset(cfg, args.data, train=False)
+    names = args.images or test_files(cfg)  # before the minutes that writing takes
     model = load_exportable(cfg, weights)
-    images = read_images(
-        cfg, args.images, args.number, input_format=model.input_format, largest=model.largest
-    )
+    images = read_images(cfg, names, args.number, input_format=model.input_format, largest=model.largest)
     write(model, trace(model), args.format, args.output)
     print(f"wrote {args.output}, {args.output.stat().st_size / 2**20:.1f} MB; comparing")
     report = check(model, load(model, args.format, args.output), images)

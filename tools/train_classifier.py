@@ -45,7 +45,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     from piip.classification.experiment import Run
     from piip.engine.config import load_config
 
-    run = Run(load_config(args.config_file, args.overrides), args.data)
+    weights = "" if args.eval_only else None  # the config's train.init_checkpoint
+    run = Run(load_config(args.config_file, args.overrides, weights=weights), args.data)
     if args.eval_only:
         run.evaluate(averaged=args.ema)
     else:

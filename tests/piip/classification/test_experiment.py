@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import runpy
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +19,8 @@ from ... import require
 
 require.detectron2()
 
+from piip.engine.config import config_of, load_config
+from piip.engine.saved_config import dump
 from piip.quick.drawing import CLASSES
 from piip.quick.patterns import write_split
 
@@ -59,6 +62,46 @@ def test_training_evaluates_and_saves(trained: Path) -> None:
     assert torch.load(trained / "output/model_final.pth", weights_only=True)["metadata"]["classes"] == sorted(
         CLASSES
     )
+
+
+def test_the_config_travels_with_the_weights(trained: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A given config whose sizes differ gives way to the one that the weights were trained with."""
+    saved = config_of(str(trained / "output/model_final.pth"))
+    assert saved is not None and (saved.train.plan.epochs, "model_or_params" in saved.optimizer) == (1, False)
+    assert saved == load_config(str(trained / "output/config.yaml"))
+    saved.model.piip.image_sizes, saved.dataloader.test.crop_pct = [24, 48, 72], 0.5
+    torch.save({"model": {}, "config": dump(saved)}, "other.pth")
+    cfg = load_config(CONFIG, weights="other.pth")
+    assert (list(cfg.model.piip.image_sizes), cfg.dataloader.test.crop_pct) == ([24, 48, 72], 0.5)
+    assert "model.piip.image_sizes is [24, 48, 96] in" in caplog.text
+    assert "dataloader.test.crop_pct is 1.0 in" in caplog.text
+
+
+def test_resumed_with_other_settings(trained: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Each is applied and said; a new run there keeps the older one."""
+    caplog.set_level("WARNING")
+    output = tmp_path / "output"
+    shutil.copytree(trained / "output", output)
+    arguments = [
+        *("--config-file", CONFIG, f"dataloader.train.dataset.root={trained / 'patterns'}", *SMALL),
+        *(
+            f"train.plan.output_dir={output}",
+            "+train.ema._target_=timm.utils.ModelEmaV3",
+            "train.ema.decay=0.5",
+        ),
+        "train.plan.eval_period=0",
+    ]
+    changes = ["optimizer.weight_decay=0.25", "train.seed=5", "train.plan.epochs=2"]
+    tool("train_classifier")([*arguments, *changes, "--resume"])
+    assert "optimizer.weight_decay was 0.05, and is 0.25 from iteration 3 on" in caplog.text
+    assert "train.seed was 0, and is 5 from iteration 3 on" in caplog.text
+    content = torch.load(output / "model_final.pth", weights_only=True)["trainer"]
+    assert content["seed"] == 5
+    assert {group["weight_decay"] for group in content["optimizer"]["param_groups"]} == {0.0, 0.25}
+
+    tool("train_classifier")([*arguments, "train.plan.epochs=1", "dataloader.train.num_workers=0"])
+    assert f"{output} held another run, which is in {output / 'previous-1'} now" in caplog.text
+    assert (output / "previous-1/model_final.pth").exists() and (output / "model_final.pth").exists()
 
 
 @pytest.mark.parametrize("averaged", [False, True])

@@ -13,7 +13,7 @@ from ... import require
 
 require.detectron2()
 
-from piip.engine.checkpoints.previous_run import follow_move, set_aside
+from piip.engine.checkpoints.output_folder import follow_move, set_aside
 from piip.engine.config import load_config
 from piip.engine.train import train
 from piip.engine.trainer import Trainer

@@ -20,10 +20,24 @@ from detectron2.modeling.poolers import ROIPooler
 from torch import Tensor, nn
 from torch.export import Dim
 
+from piip.engine.config import load_config
 from piip.export.boxes import paste_masks, suppressed, suppressed_by_class
+from piip.export.images import test_files as images_of_the_test_set
 from piip.export.operators import standard_operators
 from piip.export.rcnn import pool
 from piip_ops import deform_cross_attn, ms_deform_attn
+
+from ..tiny_config import REPOSITORY
+
+
+def test_images_are_asked_for_where_the_test_set_is_not_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    for name in ("mask_rcnn_piip_128_96_64_shapes", "classifier_piip_96_48_24_patterns"):
+        cfg = load_config(str(REPOSITORY / f"configs/quick/{name}.py"))
+        with pytest.raises(FileNotFoundError, match="give images to compare with as --images"):
+            images_of_the_test_set(cfg)
 
 
 class Function(nn.Module):

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import inspect
 import logging
-from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -32,14 +31,15 @@ from torch import nn
 import piip_ops
 
 from ..engine.checkpoints.checkpoint import METADATA, check_same_classes
-from ..engine.checkpoints.run_lock import run_lock
-from ..engine.config import instantiate, locate
+from ..engine.checkpoints.output_folder import follow_move, output_folder
+from ..engine.config import instantiate, locate, save_config
 from ..engine.distributed.launching import restarted
 from ..engine.ema import AverageWeights
 from ..engine.evaluation import TestBatches
+from ..engine.saved_config import dump, parse, targets
+from ..engine.start import kept_config, log_changes
 from ..images import IMAGE_SUFFIXES, list_files
 from ..seeding import mix_seed, seed_all
-from ..weights.files.atomic import remove_partial
 from .checkpoint import CLASSES, ClassifierCheckpointer
 from .classifier import PIIPClassifier
 from .data import (
@@ -220,11 +220,12 @@ class Run:
 
     def train(self, *, resume: bool = False) -> dict[str, float]:
         """Train as the config says; with `resume` from the last checkpoint of its folder, if there is one."""
-        folder = self.cfg.train.plan.output_dir
-        with run_lock(folder) if self.processes.rank == 0 else nullcontext():
-            if self.processes.rank == 0:
-                remove_partial(folder)
-            return self._train(resume or restarted())
+        folder, resume = self.cfg.train.plan.output_dir, resume or restarted()
+        with output_folder(folder, resume=resume) as message:
+            self.cfg.train.init_checkpoint = follow_move(self.cfg.train.init_checkpoint, folder)
+            if message:
+                _logger.warning(message)
+            return self._train(resume)
 
     def _train(self, resume: bool) -> dict[str, float]:
         cfg = self.cfg
@@ -238,14 +239,25 @@ class Run:
         batches = TrainBatches(loader, seed=seed, processes=self.processes)
         seed_all(mix_seed(seed))  # the first weights, on every rank the same
         model = build_classifier_of(cfg, self.device)
+        now = parse(dump(cfg), trusted=targets(cfg))  # before it is filled in
         trainer = self._trainer(model, batches, seed, names)
-        if not (resume and trainer.resume()):
+        last = trainer.checkpointer.get_checkpoint_file() if resume else ""
+        kept = kept_config(last, cfg) if last else None
+        if resume and trainer.resume():
+            if cfg.train.seed >= 0:
+                trainer.loop.seed = seed
+            now.train.seed = trainer.loop.seed  # drawn, if not given
+            if kept is not None:
+                log_changes(now, kept, trainer.iteration)
+        else:
             if cfg.train.init_checkpoint:
                 self._load(trainer.checkpointer)
             else:
                 load_pretrained_classifier(model)
             if trainer.ema is not None:
                 trainer.ema.restart()
+            now.train.seed = seed
+        trainer.checkpointer.config = save_config(now, cfg.train.plan.output_dir)
         _logger.info(
             f"the model has {sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters; "
             f"{trainer.plan.epochs} epochs of {len(batches)} iterations, {cfg.train.total_batch_size} images "

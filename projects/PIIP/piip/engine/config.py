@@ -65,13 +65,12 @@ def instantiate(section: Any, name: str = "") -> Any:
         ) from error
 
 
-def save_config(config: DictConfig) -> str:
-    """Write a config into config.yaml of its output folder, in the main process.
+def save_config(config: DictConfig, folder: str) -> str:
+    """Write a config into config.yaml of an output folder, in the main process.
 
     Returns:
         Its text, for checkpoints to keep; "" where it could not be read again, which the log says.
     """
-    folder = Path(config.train.output_dir)
     try:
         text = dump(config)
         parse(text, trusted=targets(config))
@@ -79,12 +78,13 @@ def save_config(config: DictConfig) -> str:
         _logger.warning(f"checkpoints will not keep the config, which cannot be written as yaml: {error}")
         text = ""
     if comm.is_main_process():
-        folder.mkdir(parents=True, exist_ok=True)
+        path = Path(folder, "config.yaml")
+        path.parent.mkdir(parents=True, exist_ok=True)
         if text:
-            with atomic(folder / "config.yaml") as file:
+            with atomic(path) as file:
                 file.write(text.encode())
         else:
-            LazyConfig.save(config, str(folder / "config.yaml"))  # what can be written of it
+            LazyConfig.save(config, str(path))  # what can be written of it
     return text
 
 

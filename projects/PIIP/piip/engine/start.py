@@ -14,7 +14,7 @@ from .ema import AverageWeights
 from .saved_config import config_differences, dump, log_differences, parse, targets
 from .trainer import Trainer
 
-__all__ = ["load_start"]
+__all__ = ["kept_config", "load_start", "log_changes"]
 
 _logger = logging.getLogger("detectron2.piip")
 
@@ -54,8 +54,7 @@ def load_start(
             average.restart()
         return 0
     path = checkpointer.get_checkpoint_file()
-    text = about(path).get(CONFIG)
-    kept = None if text is None else parse(text, trusted=targets(cfg))
+    kept = kept_config(path, cfg)
     if kept is not None:
         _check_same_optimizer(cfg, kept, path)
     checkpointer.restartable = {}  # the class layers are this run's own
@@ -78,11 +77,21 @@ def load_start(
             f"{path} has no average of the weights: it starts from the weights of iteration {start}"
         )
     if kept is not None:
-        now = parse(dump(cfg), trusted=targets(cfg))
-        template = "{key} was {kept}, and is {given} from iteration " + str(start) + " on"
-        changes = [change for change in config_differences(now, kept) if change.key != "train.output_dir"]
-        log_differences(template, changes)
+        log_changes(parse(dump(cfg), trusted=targets(cfg)), kept, start)
     return start
+
+
+def kept_config(path: str, cfg: DictConfig) -> DictConfig | None:
+    """The config in a checkpoint of a run that goes on with another one; None where there is none."""
+    text = about(path).get(CONFIG)
+    return None if text is None else parse(text, trusted=targets(cfg))
+
+
+def log_changes(now: DictConfig, kept: DictConfig, start: int) -> None:
+    """Log what a resumed run does otherwise from an iteration on, a line per value of its parsed configs."""
+    template = "{key} was {kept}, and is {given} from iteration " + str(start) + " on"
+    changes = [change for change in config_differences(now, kept) if not change.key.endswith("output_dir")]
+    log_differences(template, changes)
 
 
 def _check_same_optimizer(cfg: DictConfig, kept: DictConfig, path: str) -> None:

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import sys
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +18,6 @@ from torch import nn
 import piip_ops
 
 from ..seeding import mix_seed, seed_all
-from ..weights.files.atomic import remove_partial
 from .checkpoints.checkpoint import (
     CLASS_NAMES,
     METADATA,
@@ -29,8 +26,7 @@ from .checkpoints.checkpoint import (
     check_same_classes,
     describe,
 )
-from .checkpoints.previous_run import follow_move, set_aside
-from .checkpoints.run_lock import run_lock
+from .checkpoints.output_folder import follow_move, output_folder
 from .checkpoints.sharded_checkpoint import ShardedCheckpointer
 from .config import instantiate, load_config, save_config
 from .data.custom_data import use_custom_dataset
@@ -39,7 +35,7 @@ from .distributed.launching import restarted
 from .ema import AverageWeights
 from .evaluation import check_test_set, class_names, evaluate, with_tta
 from .hooks import training_hooks
-from .logs.screen import set_up_logs, write_environment
+from .logs.screen import set_up_logs
 from .model import build_model, for_prediction, prepare_model
 from .nonfinite import NonfiniteGuard
 from .optim import scaled_lr
@@ -98,7 +94,7 @@ def train(cfg: DictConfig, *, resume: bool = False, restartable: ClassShapes | N
     if not resume:
         cfg.train.seed = seed
     start = load_start(cfg, trainer, checkpointer, average, resume=resume)
-    checkpointer.config = save_config(cfg)
+    checkpointer.config = save_config(cfg, cfg.train.output_dir)
     _set_position(cfg, trainer, loader, start)
     run(trainer, checkpointer, start, cfg.train.max_iter)
     if skipped := set().union(*comm.all_gather(getattr(loader, "skipped", {}))):
@@ -154,17 +150,12 @@ def main(args: argparse.Namespace) -> None:
         _evaluate(args)
         return
     cfg = load_config(args.config_file, args.opts)
-    folder, aside = cfg.train.output_dir, None
-    with run_lock(folder) if comm.is_main_process() else nullcontext():
-        if comm.is_main_process():
-            remove_partial(folder)
-            aside = None if args.resume or restarted() else set_aside(folder)
-            write_environment(folder, sys.argv)
-        comm.synchronize()
+    folder = cfg.train.output_dir
+    with output_folder(folder, resume=args.resume or restarted()) as message:
         cfg.train.init_checkpoint = follow_move(cfg.train.init_checkpoint, folder)
         set_up_logs(folder)
-        if aside:
-            _logger.warning(f"{folder} held another run, which is in {aside} now; --resume continues a run")
+        if message:
+            _logger.warning(message)
         restartable = _use_data(cfg, args)
         train(cfg, resume=args.resume, restartable=restartable)
 

@@ -203,7 +203,9 @@ class Trainer(SimpleTrainer):
                 "trained with, or start a new run from its weights, with train.init_checkpoint"
             ) from error
         for group, settings in zip(self.optimizer.param_groups, self._settings, strict=True):
-            group.update(settings, initial_lr=settings["lr"])  # from which the schedule computes the next
+            group.update(
+                {"initial_lr": settings["lr"], **settings}
+            )  # from which the schedule computes the next
         self.seed = state_dict["seed"]
 
 

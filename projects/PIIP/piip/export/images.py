@@ -16,7 +16,7 @@ from ..engine.prediction.sources import expand_inputs
 from ..images import list_files, read_image
 from .boxes import Size
 
-__all__ = ["own_size", "pad", "read_images"]
+__all__ = ["own_size", "pad", "read_images", "test_files"]
 
 
 def pad(images: Tensor, divisibility: int, square: int = 0) -> Tensor:
@@ -60,7 +60,7 @@ def read_images(
     Returns:
         Each ``(3, H, W)``, 8 bits.
     """
-    files = [str(file) for file in expand_inputs(names)] if names else _test_files(cfg)
+    files = [str(file) for file in expand_inputs(names)] if names else test_files(cfg)
     resize = _resizing(cfg)
     images = []
     for index, file in enumerate(files[:number]):
@@ -76,11 +76,25 @@ def read_images(
     return images
 
 
-def _test_files(cfg: DictConfig) -> list[str]:
+def test_files(cfg: DictConfig) -> list[str]:
+    """The images of a config's test set.
+
+    Raises:
+        FileNotFoundError: it is not there, or holds no images.
+    """
     dataset = cfg.dataloader.test.dataset
-    if "names" in dataset:
-        return [entry["file_name"] for entry in instantiate(dataset)]
-    return [str(file) for file in list_files(dataset.root, recursive=True)]
+    try:
+        if "names" in dataset:
+            files = [entry["file_name"] for entry in instantiate(dataset)]
+        else:
+            files = [str(file) for file in list_files(dataset.root, recursive=True)]
+    except (OSError, ValueError, KeyError) as error:
+        raise FileNotFoundError(
+            f"the config's test set is not here: give images to compare with as --images ({error})"
+        ) from error
+    if not files:
+        raise FileNotFoundError("the config's test set is empty: give images to compare with as --images")
+    return files
 
 
 def _resizing(cfg: DictConfig) -> T.AugmentationList:

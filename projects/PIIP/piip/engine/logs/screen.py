@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 from detectron2.utils import comm
@@ -15,7 +14,7 @@ import piip_ops
 
 from ...weights.files.atomic import atomic
 
-__all__ = ["set_up_logs", "write_environment"]
+__all__ = ["set_up_logs"]
 
 _LOGGERS = ("fvcore", "detectron2")
 
@@ -24,9 +23,11 @@ def set_up_logs(folder: str = "") -> None:
     """Let Detectron2 and this project log to standard output, in colours where that is a terminal.
 
     Args:
-        folder: for log.txt, which never has colours; "" for none. All processes write one, the first to the
-            screen, too.
+        folder: for log.txt, which never has colours, and environment.txt; "" for neither. All processes write
+            a log.txt, the first to the screen, too.
     """
+    if folder and comm.is_main_process():
+        _write_environment(folder)
     for name in _LOGGERS:
         colours = sys.stdout.isatty()
         setup_logger(folder or None, distributed_rank=comm.get_rank(), color=colours, name=name)
@@ -48,9 +49,10 @@ class _Quiet:
             self.report(record)
 
 
-def write_environment(folder: str, command: Sequence[str]) -> None:
+def _write_environment(folder: str) -> None:
     """Write what the report of a fault needs, versions and machine, into environment.txt of a folder."""
     operator = ", ".join(f"{key}: {value}" for key, value in piip_ops.build_info().items())
-    text = f"command line: {' '.join(command)}\nattention operator: {operator}\n{collect_env_info()}\n"
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    text = f"command line: {' '.join(sys.argv)}\nattention operator: {operator}\n{collect_env_info()}\n"
     with atomic(Path(folder, "environment.txt")) as file:
         file.write(text.encode())

@@ -1,11 +1,18 @@
-"""A new run in the folder of another: what that left is kept, out of the way."""
+"""The folder that a training writes to: locked, cleared of partial files, another run in it set aside."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["follow_move", "set_aside"]
+from detectron2.utils import comm
+
+from ...weights.files.atomic import remove_partial
+from .run_lock import run_lock
+
+__all__ = ["follow_move", "output_folder", "set_aside"]
 
 _OF_A_RUN = ("last_checkpoint", "metrics.json")  # where one of them is, a run has begun
 _FILES = (
@@ -14,6 +21,31 @@ _FILES = (
     *("predictions", "ema", "*_instances_results.json", "nonfinite-*.json"),
 )
 _FOLDER = "previous-"
+
+
+@contextmanager
+def output_folder(folder: str, *, resume: bool) -> Iterator[str]:
+    """Prepare an output folder and hold its lock. Collective: every rank must call it.
+
+    Args:
+        folder: made if missing.
+        resume: a run there is continued, not set aside.
+
+    Yields:
+        What the log should say of a run that was set aside, in the main process; "" else.
+
+    Raises:
+        BlockingIOError: another process trains there.
+    """
+    if not comm.is_main_process():
+        comm.synchronize()
+        yield ""
+        return
+    with run_lock(folder):
+        remove_partial(folder)
+        aside = None if resume else set_aside(folder)
+        comm.synchronize()
+        yield f"{folder} held another run, which is in {aside} now; --resume continues a run" if aside else ""
 
 
 def set_aside(folder: str | os.PathLike[str]) -> Path | None:
