@@ -97,7 +97,10 @@ SKIPPED = {  # what is odd about one of two annotations -> what is said of it
         for value in (2, -1, "maybe", 0.5, NAN, [0], {})
     },
     "again": ({"id": 3, "image_id": 2}, "that repeat another"),
-    "keypoints": ({"keypoints": [1, 2]}, "whose keypoints are no triples of numbers"),
+    **{
+        f"keypoints {value}": ({"keypoints": value}, "whose keypoints are no triples of numbers")
+        for value in ([1, 2], [1, 2, None], [1, "a", 2], {"x": 1}, 7)
+    },
     "no mask": ({"segmentation": []}, "without a mask"),
     "null mask": ({"segmentation": None}, "without a mask"),
     "two corners": ({"segmentation": [[0, 0, 2, 2]]}, "without a mask"),
@@ -199,6 +202,7 @@ FIXED = {  # what is odd about one of two annotations -> what it becomes, and wh
         {"id": 1, "image_id": 1, "category_id": 2, "area": 4},
         "with numbers written as text",
     ),
+    "keypoints as text": ({"keypoints": ["1", 2, "2"]}, {"keypoints": [1, 2, 2]}, "with numbers"),
     "ids as floats": (
         {"image_id": 1.0, "category_id": 2.0},
         {"image_id": 1, "category_id": 2},
@@ -527,6 +531,15 @@ def test_what_detectron2_registered_is_checked_too(tmp_path: Path) -> None:
     records = dataset_dicts("theirs", filter_empty=False)
     assert [(record["height"], len(record["annotations"])) for record in records] == [(4, 1), (4, 0)]
     assert MetadataCatalog.get("theirs").thing_classes == ["thing", "stuff"]
+
+
+def test_keypoints_are_read_as_detectron2_does(tmp_path: Path) -> None:
+    """Half a pixel is added to the coordinates, not to the visibility."""
+    register_coco(
+        "keypoints", write(tmp_path, {**SOUND, "annotations": [{**GOOD, "keypoints": [1, 2, 2]}]}), tmp_path
+    )
+    (record,) = dataset_dicts("keypoints")
+    assert record["annotations"][0]["keypoints"] == [1.5, 2.5, 2]
 
 
 def test_other_classes_than_registered(tmp_path: Path) -> None:

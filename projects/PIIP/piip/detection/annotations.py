@@ -325,6 +325,8 @@ def _annotation(
     id_, area, box = whole_number(entry.get("id")), finite_number(entry.get("area")), entry.get("bbox")
     values: dict[str, Any] = {"image_id": image_id, "category_id": category_id, "bbox": _box(box, image)}
     values |= {key: value for key, value in (("id", id_), ("area", area)) if value is not None}
+    if entry.get("keypoints"):
+        values["keypoints"] = _keypoints(entry["keypoints"])
     annotation = _replaced(entry, values)
     if annotation is not entry:
         fixed.append(_RETYPED)
@@ -332,9 +334,6 @@ def _annotation(
     mask, extent = check_mask(entry.get("segmentation"), image, fixed)
     if mask is not None and mask is not entry["segmentation"]:
         annotation = {**annotation, "segmentation": mask}
-    keypoints = entry.get("keypoints") or []
-    if not isinstance(keypoints, list) or len(keypoints) % 3 or None in map(finite_number, keypoints):
-        raise UnusableError("whose keypoints are no triples of numbers")
     if area is None or not 0 <= area <= LARGEST_IMAGE:
         fixed.append("without an area")
         width, height = annotation["bbox"][2:]
@@ -354,6 +353,15 @@ def _box(value: Any, image: dict[str, Any]) -> list[float]:
     if x >= image["width"] or y >= image["height"] or x + width <= 0 or y + height <= 0:
         raise UnusableError("whose box is outside the image")
     return box
+
+
+def _keypoints(value: Any) -> list[float]:
+    """``[x1, y1, visibility1, ...]``."""
+    numbers = list(map(finite_number, value)) if isinstance(value, list) else []
+    keypoints = [number for number in numbers if number is not None]
+    if len(keypoints) % 3 or not len(keypoints) == len(numbers) > 0:
+        raise UnusableError("whose keypoints are no triples of numbers")
+    return keypoints
 
 
 def _crowd(entry: Annotation, fixed: list[str]) -> int:

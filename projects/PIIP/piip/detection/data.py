@@ -118,9 +118,7 @@ def _object(annotation: Mapping[str, Any], label: int) -> dict[str, Any]:
     kept |= {"bbox_mode": BoxMode.XYWH_ABS, "category_id": label}
     if mask := annotation.get("segmentation"):
         kept["segmentation"] = mask
-    if keypoints := annotation.get(
-        "keypoints"
-    ):  # from centres of pixels to coordinates, but not the visibility
+    if keypoints := annotation.get("keypoints"):  # pixels become coordinates, visibility stays
         kept["keypoints"] = [value + 0.5 * (number % 3 != 2) for number, value in enumerate(keypoints)]
     return kept
 
