@@ -15,8 +15,11 @@ require.detectron2()
 
 import cv2
 import numpy as np
+from detectron2.config import LazyConfig, instantiate
 from detectron2.data import transforms as T
+from detectron2.modeling.matcher import Matcher
 from detectron2.structures import BitMasks, BoxMode, Instances
+from detectron2.utils.events import EventStorage
 from pycocotools import mask as coco_mask
 from torch import Tensor
 
@@ -24,7 +27,11 @@ from piip.detection.data import dataset_dicts, register_coco
 from piip.detection.mmdetection.mapper import ReleasedMapper
 from piip.detection.mmdetection.masks import SharedBitMasks
 from piip.detection.mmdetection.matching import MaxIoUMatcher
+from piip.detection.mmdetection.rules import use_rules
+from piip.engine.data.custom_data import use_custom_dataset
 from piip.engine.resize import ResizeToFit
+
+from ...tiny_config import QUICK_CONFIG, REPOSITORY, tiny_config
 
 
 def assigned(overlaps: Tensor, negative: float, positive: float, least: float) -> list[tuple[int, int]]:
@@ -176,3 +183,70 @@ def test_images_trained_on(tmp_path: Path) -> None:
     assert names(rules="mmdetection") == ["plain", "crowd", "ignore", "narrow"]
     assert names() == ["plain", "narrow", "small"]
     assert names(rules="mmdetection", filter_empty=False) == list(sizes)
+
+
+def rules_of(cfg: Any) -> set[str]:
+    """Whose classes the parts are that the two libraries have their own of."""
+    heads, train = cfg.model.roi_heads, cfg.dataloader.train
+    parts = [
+        cfg.model,
+        cfg.model.proposal_generator,
+        cfg.model.proposal_generator.anchor_matcher,
+        train.mapper,
+    ]
+    parts += [] if "box_heads" in heads else [heads, heads.proposal_matcher]
+    ours = {"mmdetection" if part._target_.__module__.startswith("piip") else "detectron2" for part in parts}
+    return ours | {train.dataset.get("rules", "detectron2")}
+
+
+@pytest.mark.parametrize(
+    ("config", "rules"),
+    [
+        ("COCO/mask_rcnn_piip_tsb_1120_896_448_1x", "mmdetection"),
+        ("COCO/mask_rcnn_piip_h6b_1024_512_1x", "mmdetection"),
+        ("COCO/mask_rcnn_piip_ct_cs_cb_1024_672_448_1x", "mmdetection"),
+        ("COCO/cascade_mask_rcnn_piip_sbl_1568_1120_672_3x", "mmdetection"),
+        ("COCO/vitdet_recipe/mask_rcnn_piip_sbl_1120_672_448_100ep", "detectron2"),
+        ("LVIS/cascade_mask_rcnn_piip_sbl_1120_672_448_100ep", "detectron2"),
+        ("quick/mask_rcnn_piip_128_96_64_shapes", "detectron2"),
+    ],
+)
+def test_rules_of_configs(config: str, rules: str) -> None:
+    """Released detectors train as released, everything else by Detectron2's rules; one line chooses."""
+    cfg = LazyConfig.load(str(REPOSITORY / f"configs/{config}.py"))
+    assert rules_of(cfg) == {rules}
+    assert cfg.dataloader.own_data.get("rules", "detectron2") == "detectron2"
+    for other in ("detectron2", "mmdetection"):
+        use_rules(other, cfg.model, cfg.dataloader)
+        assert rules_of(cfg) == {other} and cfg.dataloader.own_data.rules == other
+    cfg.model.proposal_generator.anchor_matcher._target_ = ResizeToFit  # some class of neither library
+    use_rules("detectron2", cfg.model, cfg.dataloader)
+    assert cfg.model.proposal_generator.anchor_matcher._target_ is ResizeToFit
+    with pytest.raises(ValueError, match="no rules 'mmdet': use one of detectron2, mmdetection"):
+        use_rules("mmdet", cfg.model)
+
+
+def test_matchers_come_back_as_they_were() -> None:
+    """Through both rules and back, Detectron2's matchers are those of its own configuration."""
+    cfg = LazyConfig.load(str(QUICK_CONFIG))
+    before = cfg.model.proposal_generator.anchor_matcher.copy(), cfg.model.roi_heads.proposal_matcher.copy()
+    for rules in ("mmdetection", "detectron2"):
+        use_rules(rules, cfg.model, cfg.dataloader)
+    assert (cfg.model.proposal_generator.anchor_matcher, cfg.model.roi_heads.proposal_matcher) == before
+    assert before[0]._target_ is Matcher and before[0].allow_low_quality_matches
+
+
+@pytest.mark.parametrize("rules", ["detectron2", "mmdetection"])
+def test_own_data(rules: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By Detectron2's rules unless told otherwise; a step of either has finite losses."""
+    cfg = tiny_config(
+        tmp_path, monkeypatch, *([f"dataloader.own_data.rules={rules}"] * (rules != "detectron2"))
+    )
+    use_rules("mmdetection", cfg.model)
+    folder = tmp_path / "datasets/shapes"
+    use_custom_dataset(cfg, [f"{folder}/instances_train.json:{folder}/train"], train=True)
+    assert rules_of(cfg) == {rules}
+    loader, model = instantiate(cfg.dataloader.train), instantiate(cfg.model)
+    with EventStorage():
+        losses: dict[str, Tensor] = model(next(iter(loader)))
+    assert all(loss.isfinite() for loss in losses.values()) and len(losses) == 5
