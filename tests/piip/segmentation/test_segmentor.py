@@ -257,6 +257,17 @@ def test_classes_without_a_pixel_are_said(
     assert not expected or re.search(expected, said[0])
 
 
+def test_label_maps_none_of_which_can_be_used(tmp_path: Path) -> None:
+    """Said before training: pictures for labels, here the images themselves."""
+    for number in range(3):
+        save(tmp_path / f"{number}.png", np.zeros((4, 4, 3)), "RGB")
+    register_folders("pictures", tmp_path, tmp_path, ["a", "b"])
+    with pytest.raises(
+        ValueError, match=r"none of 3 label maps can be used, such as .*0\.png has the mode RGB"
+    ):
+        semantic_dicts("pictures")
+
+
 def test_of_many_label_maps_some_are_looked_at(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -318,6 +329,9 @@ def test_custom_dataset(tmp_path: Path) -> None:
     cfg = load_config(str(QUICK_SEGMENTOR))
     with pytest.raises(FileNotFoundError, match=r"classes.txt does not exist: write the names"):
         use_custom_dataset(cfg, data, train=True)
+    (tmp_path / "train/classes.txt").write_bytes("ciel\nforêt".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"classes\.txt is not UTF-8 text"):
+        use_custom_dataset(cfg, [data[0].removeprefix("train=")], train=True)
     (tmp_path / "train/classes.txt").write_text("sky\ngrass\ncow\n", encoding="utf-8-sig")
     (tmp_path / "val/labels/classes.txt").write_text("sky\ngrass\n")
     with pytest.raises(ValueError, match="different classes"):

@@ -159,11 +159,20 @@ def _pairs(images: Path, labels: Path) -> list[dict[str, Any]]:
 
 
 def _check_labels(name: str, records: Sequence[Mapping[str, Any]]) -> None:
-    """Say once which classes of a dataset have no pixel, in all its label maps or in some of them."""
+    """Log once which classes of a dataset have no pixel, in all its label maps or in some of them.
+
+    Raises:
+        ValueError: none of them can be used.
+    """
     metadata = MetadataCatalog.get(name)
     chosen = np.linspace(0, len(records) - 1, min(_LOOKED_AT, len(records))).astype(int)
     files = tuple(records[index]["sem_seg_file_name"] for index in chosen)
-    pixels, unreadable = _count_pixels(files, len(metadata.stuff_classes), metadata.ignore_label)
+    ignore_label = metadata.get("ignore_label", IGNORED)
+    pixels, unreadable = _count_pixels(files, len(metadata.stuff_classes), ignore_label)
+    if len(unreadable) == len(files):
+        raise ValueError(
+            f"dataset '{name}': none of {len(files)} label maps can be used, such as {unreadable[0]}"
+        )
     unseen = [f"{i} '{c}'" for i, c in enumerate(metadata.stuff_classes) if not pixels[i]]
     if not unseen:
         return
@@ -172,7 +181,7 @@ def _check_labels(name: str, records: Sequence[Mapping[str, Any]]) -> None:
     said = [f"{name}: no pixel of class {', '.join(unseen)} in {looked_at} {len(records)} label maps"]
     if pixels[IGNORED]:
         share = 100 * pixels[IGNORED] / sum(pixels)
-        said.append(f"{share:.2g}% of the pixels are {metadata.ignore_label}, which is ignored and no class")
+        said.append(f"{share:.2g}% of the pixels are {ignore_label}, which is ignored and no class")
     if unreadable:
         said.append(f"{len(unreadable)} cannot be used, such as: {unreadable[0]}")
     level = logging.WARNING if all_of else logging.INFO
@@ -199,7 +208,7 @@ def semantic_dicts(names: str | Sequence[str]) -> list[dict[str, Any]]:
     Raises:
         KeyError: a name is not registered.
         FileNotFoundError: a folder is missing.
-        ValueError: a dataset has no image with a label map.
+        ValueError: a dataset has no image with a label map, or none of the label maps can be used.
     """
     records: list[dict[str, Any]] = []
     for name in [names] if isinstance(names, str) else names:

@@ -54,7 +54,11 @@ class Folders:
                 f"{self.labels / _NAMES} does not exist: write the names of the classes 0, 1, ... there, one "
                 "a line"
             )
-        names = [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+        try:
+            lines = file.read_text(encoding="utf-8-sig").splitlines()
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{file} is not UTF-8 text: save it as such") from error
+        names = [line.strip() for line in lines if line.strip()]
         if not names or len(set(names)) != len(names):
             raise ValueError(f"{file} must name one class a line, each once: it has {len(names)} lines")
         return names
