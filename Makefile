@@ -32,7 +32,7 @@ $(STAMPS)/detectron2: $(STAMPS)/requirements
 	    $(BIN)/python -m pip install --quiet --no-build-isolation -c constraints.txt "$(DETECTRON2)"; }
 	@touch $@
 
-$(STAMPS)/package: $(STAMPS)/detectron2 pyproject.toml setup.py $(wildcard piip_ops/csrc/* piip_ops/csrc/*/*)
+$(STAMPS)/package: $(STAMPS)/detectron2 pyproject.toml setup.py $(wildcard piip_ops/building/*.py piip_ops/csrc/* piip_ops/csrc/*/*)
 	$(BIN)/python -m pip install --quiet --no-build-isolation --no-deps -e .
 	@touch $@
 
@@ -104,7 +104,7 @@ docs: $(STAMPS)/requirements ## The documentation site, in build/site
 	NO_MKDOCS_2_WARNING=1 PYTHONPATH=projects/PIIP:. $(BIN)/mkdocs build
 
 check-cuda: setup ## Compile the CUDA sources (with nvcc) and test them in an emulation: no GPU needed
-	$(BIN)/python -m piip_ops.compile_cuda --arch 80 90
+	$(BIN)/python tools/lab/compile_cuda.py --arch 80 90
 	PIIP_OPS_DEVICE=emulated-cuda OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto tests/piip_ops
 	tools/gpu_report.sh --dry-run --output build/gpu-report
 

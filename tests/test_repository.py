@@ -149,7 +149,7 @@ def test_only_what_users_have_is_referred_to() -> None:
 
 def test_the_build_takes_the_torch_that_is_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It asks for torch only where there is none: another version's operators would not load."""
-    spec = importlib.util.spec_from_file_location("build_backend", REPOSITORY / "build_backend.py")
+    spec = importlib.util.spec_from_file_location("backend", REPOSITORY / "piip_ops/building/backend.py")
     assert spec and spec.loader
     backend = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(backend)
@@ -165,7 +165,7 @@ def test_the_source_distribution_can_be_built_from(tmp_path: Path) -> None:
     """It holds the build backend, the tables and every C++ and CUDA file, headers too."""
     source = tmp_path / "source"
     source.mkdir()
-    files = ["build_backend.py", "CHANGELOG.md", "CITATION.cff", "LICENSE", "MANIFEST.in", "README.md"]
+    files = ["CHANGELOG.md", "CITATION.cff", "LICENSE", "MANIFEST.in", "README.md"]
     for file in [*files, "pyproject.toml", "setup.py"]:
         shutil.copy(REPOSITORY / file, source)
     for folder in ("piip_ops", "projects"):
@@ -180,4 +180,5 @@ def test_the_source_distribution_can_be_built_from(tmp_path: Path) -> None:
         if path.is_file()
     }
     assert {path for path in sources if path.endswith(".h")} and sources <= held
-    assert {"LICENSE", "build_backend.py", "setup.py", "projects/PIIP/piip/backbone.py"} <= held
+    building = {"setup.py", "piip_ops/building/backend.py", "piip_ops/building/extension.py"}
+    assert building | {"LICENSE", "projects/PIIP/piip/backbone.py"} <= held

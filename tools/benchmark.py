@@ -19,8 +19,8 @@ from typing import Any
 
 import torch
 
+from lab import operator_benchmark
 from piip.engine.command_line import argument_parser, tool
-from piip_ops import benchmark as ops_benchmark
 
 
 @tool
@@ -29,8 +29,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argument_parser(description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     ops = commands.add_parser("ops", help="the attention operator against its plain PyTorch reference")
-    ops_benchmark.add_arguments(ops)
-    ops.set_defaults(run=ops_benchmark.run)
+    operator_benchmark.add_arguments(ops)
+    ops.set_defaults(run=operator_benchmark.run)
     model = commands.add_parser("model", help="detectors: latency, throughput, memory")
     add_model_arguments(model)
     model.set_defaults(run=run_model)

@@ -245,6 +245,17 @@ def test_heads_do_not_touch_each_other(channels, dtype):
         assert error(a, b) <= (0 if DEVICE.type == "cpu" else TOLERANCE[dtype])
 
 
+def test_more_than_2_31_elements():
+    """Offsets are 64 bits wide: the last row of a map of 2.2 * 10^9 channels. Few pages are touched."""
+    side, channels = 2048, 520
+    value = torch.empty(1, side * side, 1, channels, dtype=torch.bfloat16, device=DEVICE)
+    value[:, -side - 2 :] = 0
+    value[:, -1] = torch.arange(channels) % 128
+    location = torch.full((1, 1, 1, 1, 1, 2), (side - 0.5) / side, device=DEVICE)
+    out = ms_deform_attn(value, [(side, side)], location, torch.ones(1, 1, 1, 1, 1, device=DEVICE))
+    assert value.numel() > 2**31 and torch.equal(out, value[:, -1].flatten(1).unsqueeze(1))
+
+
 @pytest.mark.skipif(not CUDA_KERNELS, reason="about the CUDA kernels")
 def test_cuda_limits():
     value, offsets, logits = cross_inputs(points=33)
@@ -257,13 +268,14 @@ def test_cuda_limits():
 
 
 @pytest.mark.skipif(DEVICE.type != "cpu", reason="about threads of the CPU")
-def test_threads_do_not_change_the_result():
+@pytest.mark.parametrize("heads", [16, 6, 1])
+def test_threads_do_not_change_the_result(heads):
     shapes = {"query_shape": (9, 8), "value_shape": (7, 7)}
-    inputs = cross_inputs(heads=16, dtype=torch.float32, **shapes)
+    inputs = cross_inputs(heads=heads, dtype=torch.float32, **shapes)
     threads = torch.get_num_threads()
     results = []
     try:
-        for count in (1, 2, 3):
+        for count in (1, 2, 3, 16):  # with 16, more than there are groups of heads
             torch.set_num_threads(count)
             results.append(out_and_grads(lambda *x: deform_cross_attn(*x, **shapes), inputs))
     finally:

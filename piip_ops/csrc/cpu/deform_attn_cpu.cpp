@@ -5,15 +5,13 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
 #include <c10/core/CPUAllocator.h>
-#include <torch/library.h>
 
 #include <algorithm>
 #include <limits>
 #include <string>
 #include <vector>
 
-#include "../checks.h"
-#include "../tensors.h"
+#include "../operators.h"
 #include "kernels.h"
 
 namespace piip_ops {
@@ -62,18 +60,12 @@ Rows mutable_rows_of(const Tensor& tensor) {
   return {tensor.mutable_data_ptr(), tensor.stride(0), tensor.stride(1)};
 }
 
-// The arguments of either operator, made readable for the kernels.
-struct Call {
-  Tensor value, points, mixing;
-  std::vector<int32_t> level_shape;
-  Problem problem{};
-
-  Call(const Sizes& n, const Tensor& value_, const Tensor& points_, const Tensor& mixing_,
-       at::IntArrayRef shapes)
-      : value(with_contiguous_rows(value_)),
-        points(with_contiguous_rows(points_)),
-        mixing(with_contiguous_rows(mixing_)),
-        level_shape(shapes.begin(), shapes.end()) {
+// An operator at work on checked arguments. `problem` points into it: it stays where it is.
+class Call {
+ public:
+  explicit Call(const Arguments& arguments)
+      : a(arguments), level_shape(a.level_shapes.begin(), a.level_shapes.end()) {
+    const Sizes& n = a.n;
     problem.batch = n.batch;
     problem.queries = n.queries;
     problem.heads = n.heads;
@@ -82,18 +74,56 @@ struct Call {
     problem.points = n.points;
     problem.length = n.length;
     problem.level_shape = level_shape.data();
-    problem.value_type = to_scalar_type(value.scalar_type());
-    problem.point_type = to_scalar_type(points.scalar_type());
-    problem.value = rows_of(value);
-    problem.points_xy = rows_of(points);
-    problem.mixing = rows_of(mixing);
+    problem.cross = a.cross();
+    if (a.cross()) {
+      problem.query_height = a.query_shape[0];
+      problem.query_width = a.query_shape[1];
+    }
+    problem.value_type = to_scalar_type(a.value.scalar_type());
+    problem.point_type = to_scalar_type(a.points.scalar_type());
+    problem.value = rows_of(a.value);
+    problem.points_xy = rows_of(a.points);
+    problem.mixing = rows_of(a.mixing);
     TORCH_CHECK_VALUE(n.length <= std::numeric_limits<int32_t>::max(), "value: ", n.length,
                       " positions are too many for the CPU kernel, which counts them in 32 bits");
   }
+  Call(const Call&) = delete;
+  Call& operator=(const Call&) = delete;
 
-  bool empty() const {
-    return problem.batch == 0 || problem.queries == 0 || problem.heads == 0 || problem.channels == 0 ||
-           problem.points == 0;
+  Tensor forward() {
+    const auto sizes = {problem.batch, problem.queries, problem.heads * problem.channels};
+    if (a.empty()) return at::zeros(sizes, a.value.options());
+    const Tensor out = at::empty(sizes, a.value.options());
+    problem.out = mutable_rows_of(out);
+    in_parallel(problem.batch * problem.head_groups() * problem.query_blocks(), kGrain, false,
+                kernels().forward);
+    return out;
+  }
+
+  Gradients backward(const Tensor& grad) {
+    const auto [grad_value, grad_points, grad_mixing] =
+        allocate_gradients(a.value, a.points, a.mixing, a.empty());
+    if (!a.empty()) {
+      const Tensor grad_rows = with_contiguous_rows(grad);
+      problem.grad_out = rows_of(grad_rows);
+      problem.grad_value = mutable_rows_of(grad_value);
+      problem.grad_points = mutable_rows_of(grad_points);
+      problem.grad_mixing = mutable_rows_of(grad_mixing);
+      // Two passes are twice the work: worth it where most threads would be idle in one.
+      if (at::get_num_threads() >= 4 * problem.batch * problem.head_groups()) {
+        run_backward(Pass::kPoints);
+        run_backward(Pass::kValue);
+      } else {
+        run_backward(Pass::kEverything);
+      }
+    }
+    return {grad_value.to(a.value.scalar_type()), grad_points, grad_mixing};
+  }
+
+ private:
+  void run_backward(Pass pass) {
+    problem.pass = pass;
+    in_parallel(problem.backward_tasks(), pass == Pass::kPoints ? kGrain : 1, true, kernels().backward);
   }
 
   template <typename Run>
@@ -109,76 +139,13 @@ struct Call {
     });
   }
 
-  Tensor forward() {
-    const auto sizes = {problem.batch, problem.queries, problem.heads * problem.channels};
-    if (empty()) return at::zeros(sizes, value.options());
-    const Tensor out = at::empty(sizes, value.options());
-    problem.out = mutable_rows_of(out);
-    in_parallel(problem.batch * problem.head_groups() * problem.query_blocks(), kGrain, false,
-                kernels().forward);
-    return out;
-  }
-
-  Gradients backward(const Tensor& grad) {
-    const auto [grad_value, grad_points, grad_mixing] = allocate_gradients(value, points, mixing, empty());
-    if (!empty()) {
-      const Tensor grad_rows = with_contiguous_rows(grad);
-      problem.grad_out = rows_of(grad_rows);
-      problem.grad_value = mutable_rows_of(grad_value);
-      problem.grad_points = mutable_rows_of(grad_points);
-      problem.grad_mixing = mutable_rows_of(grad_mixing);
-      in_parallel(problem.batch * problem.head_groups(), 1, true, kernels().backward);
-    }
-    return {grad_value.to(value.scalar_type()), grad_points, grad_mixing};
-  }
+  const Arguments& a;
+  std::vector<int32_t> level_shape;
+  Problem problem{};
 };
-
-Call ms_call(const Tensor& value, at::IntArrayRef spatial_shapes, const Tensor& locations,
-             const Tensor& weights) {
-  const Sizes n = check_ms_deform_attn(value, spatial_shapes, locations, weights);
-  return Call(n, value, locations, weights, spatial_shapes);
-}
-
-Call cross_call(const Tensor& value, const Tensor& offsets, const Tensor& logits, at::IntArrayRef query_shape,
-                at::IntArrayRef value_shape) {
-  const Sizes n = check_deform_cross_attn(value, offsets, logits, query_shape, value_shape);
-  Call call(n, value, offsets, logits, value_shape);
-  call.problem.cross = true;
-  call.problem.query_height = query_shape[0];
-  call.problem.query_width = query_shape[1];
-  return call;
-}
-
-Tensor ms_deform_attn(const Tensor& value, at::IntArrayRef spatial_shapes, const Tensor& sampling_locations,
-                      const Tensor& attention_weights) {
-  return ms_call(value, spatial_shapes, sampling_locations, attention_weights).forward();
-}
-
-Gradients ms_deform_attn_backward(const Tensor& grad, const Tensor& value, at::IntArrayRef spatial_shapes,
-                                  const Tensor& sampling_locations, const Tensor& attention_weights) {
-  check_grad(grad, value, check_ms_deform_attn(value, spatial_shapes, sampling_locations, attention_weights));
-  return ms_call(value, spatial_shapes, sampling_locations, attention_weights).backward(grad);
-}
-
-Tensor deform_cross_attn(const Tensor& value, const Tensor& offsets, const Tensor& logits,
-                         at::IntArrayRef query_shape, at::IntArrayRef value_shape) {
-  return cross_call(value, offsets, logits, query_shape, value_shape).forward();
-}
-
-Gradients deform_cross_attn_backward(const Tensor& grad, const Tensor& value, const Tensor& offsets,
-                                     const Tensor& logits, at::IntArrayRef query_shape,
-                                     at::IntArrayRef value_shape) {
-  check_grad(grad, value, check_deform_cross_attn(value, offsets, logits, query_shape, value_shape));
-  return cross_call(value, offsets, logits, query_shape, value_shape).backward(grad);
-}
 
 }  // namespace
 
-TORCH_LIBRARY_IMPL(piip_ops, CPU, m) {
-  m.impl("ms_deform_attn", ms_deform_attn);
-  m.impl("ms_deform_attn_backward", ms_deform_attn_backward);
-  m.impl("deform_cross_attn", deform_cross_attn);
-  m.impl("deform_cross_attn_backward", deform_cross_attn_backward);
-}
+TORCH_LIBRARY_IMPL(piip_ops, CPU, m) { Operators<Call>::add_to(m); }
 
 }  // namespace piip_ops

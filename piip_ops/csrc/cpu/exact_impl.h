@@ -42,23 +42,34 @@ void gather_exactly(const Plan<Acc>& plan, const Points<Acc>& points, int64_t he
   }
 }
 
-// The dot products of a head's points with grad_out, and, if `add`, what they add to grad_value.
+// The dot products of a head's points with grad_out.
 template <typename Acc, typename S>
-void scatter_exactly(const Plan<Acc>& plan, const Points<Acc>& points, int64_t head,
-                     const ScatterRows<Acc, S>& rows, int64_t channels, bool add, Acc* dots) {
+PIIP_OPS_ONE_COPY void dot_exactly(const Plan<Acc>& plan, const Points<Acc>& points, int64_t head,
+                                   const ScatterRows<Acc, S>& rows, int64_t channels, Acc* dots) {
   for (int64_t i = head * plan.per_head; i < (head + 1) * plan.per_head; ++i) {
     for (int corner = 0; corner < 4; ++corner) {
       const bool inside = is_inside(points, plan.padded, i, corner);
-      const int64_t row = corner_row(plan, points, i, corner);
+      const S* value = rows.value + corner_row(plan, points, i, corner) * rows.value_stride;
       Acc dot = 0;
       for (int64_t c = 0; c < channels; ++c) {
-        const Acc grad = element_as<Acc>(rows.grad_out[c]);
-        dot += grad * (inside ? element_as<Acc>(rows.value[row * rows.value_stride + c]) : Acc(0));
-        if (inside && add) {
-          rows.grad_value[row * rows.grad_value_stride + c] += points.weight[corner * plan.padded + i] * grad;
-        }
+        dot += element_as<Acc>(rows.grad_out[c]) * (inside ? element_as<Acc>(value[c]) : Acc(0));
       }
       dots[corner * plan.padded + i] = dot;
+    }
+  }
+}
+
+// What a head's points add to grad_value.
+template <typename Acc, typename S>
+PIIP_OPS_ONE_COPY void add_exactly(const Plan<Acc>& plan, const Points<Acc>& points, int64_t head,
+                                   const ScatterRows<Acc, S>& rows, int64_t channels) {
+  for (int64_t i = head * plan.per_head; i < (head + 1) * plan.per_head; ++i) {
+    for (int corner = 0; corner < 4; ++corner) {
+      if (!is_inside(points, plan.padded, i, corner)) continue;
+      Acc* grad_value = rows.grad_value + corner_row(plan, points, i, corner) * rows.grad_value_stride;
+      for (int64_t c = 0; c < channels; ++c) {
+        grad_value[c] += points.weight[corner * plan.padded + i] * element_as<Acc>(rows.grad_out[c]);
+      }
     }
   }
 }

@@ -10,6 +10,13 @@ namespace piip_ops {
 
 enum class ScalarType { kFloat64, kFloat32, kBFloat16, kFloat16 };
 
+// What a backward kernel does. Everything at once takes least work, in batch * head_groups tasks; with many
+// more threads than these, the gradients of points and mixing are found first, in batch * query_blocks *
+// head_groups tasks, and that of value afterwards, in batch * heads tasks. A head's slice of grad_value has
+// one owner and one order of summation either way, so that the result does not depend on the number of
+// threads.
+enum class Pass { kEverything, kPoints, kValue };
+
 // Heads are worked on in groups: 4 heads of 4 points fill the 16 lanes of an AVX-512 register.
 constexpr int64_t kHeadGroup = 4;
 // Queries prepared at a time.
@@ -41,9 +48,14 @@ struct Problem {
 
   // Backward only, as above; grad_value is added to, in float32 (float64 for float64 tensors).
   Rows grad_out, grad_value, grad_points, grad_mixing;
+  Pass pass;
 
   int64_t head_groups() const { return (heads + kHeadGroup - 1) / kHeadGroup; }
   int64_t query_blocks() const { return (queries + kQueryBlock - 1) / kQueryBlock; }
+  int64_t backward_tasks() const {
+    if (pass == Pass::kValue) return batch * heads;
+    return batch * head_groups() * (pass == Pass::kPoints ? query_blocks() : 1);
+  }
 };
 
 struct Kernels {
@@ -52,8 +64,7 @@ struct Kernels {
   size_t (*scratch_bytes)(const Problem& problem, bool backward);
   // Tasks [begin, end) out of batch * query_blocks * head_groups.
   void (*forward)(const Problem& problem, int64_t begin, int64_t end, void* scratch);
-  // Tasks [begin, end) out of batch * head_groups. One task owns its slice of grad_value, so that the order
-  // of summation, and with it the result, does not depend on the number of threads.
+  // Tasks [begin, end) out of backward_tasks().
   void (*backward)(const Problem& problem, int64_t begin, int64_t end, void* scratch);
 };
 

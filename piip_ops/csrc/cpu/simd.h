@@ -17,6 +17,8 @@ constexpr int kVectorBytes = 16;
 #endif
 
 #define PIIP_OPS_INLINE inline __attribute__((always_inline))
+// Of two copies of a function the compiler may contract products and sums differently.
+#define PIIP_OPS_ONE_COPY __attribute__((noinline))
 
 struct BFloat16 {
   uint16_t bits;

@@ -30,7 +30,7 @@ __device__ __forceinline__ void add_to(Acc* to, const Acc (&x)[width]) {
 
 // The lane that prepared a point collects its gradients over all channels and writes them.
 template <typename S, int width, bool cross>
-__global__ void __launch_bounds__(kThreads) backward_kernel(const __grid_constant__ Arguments a) {
+__global__ void __launch_bounds__(kThreads) backward_kernel(const __grid_constant__ KernelArguments a) {
   using Acc = Accumulator<S>;
   for_each_pair<S, cross>(a, [&](const Place& place, const Points<S, cross>& points) {
     const S* value = value_of<S>(a, place);

@@ -7,7 +7,7 @@ namespace piip_ops {
 namespace {
 
 template <typename S, int width, bool cross>
-__global__ void __launch_bounds__(kThreads) forward_kernel(const __grid_constant__ Arguments a) {
+__global__ void __launch_bounds__(kThreads) forward_kernel(const __grid_constant__ KernelArguments a) {
   using Acc = Accumulator<S>;
   for_each_pair<S, cross>(a, [&](const Place& place, const Points<S, cross>& points) {
     const S* value = value_of<S>(a, place);

@@ -23,7 +23,7 @@ struct Level {
 };
 
 // Tensors without their types; strides in elements, rows contiguous.
-struct Arguments {
+struct KernelArguments {
   int64_t pairs;  // batch * queries * heads
   int64_t queries;
   int heads, channels, levels, points, lanes;  // lanes: of a group
@@ -88,7 +88,7 @@ struct Place {
   int64_t pair, batch, query;
   int head;
 
-  __device__ __forceinline__ Place(const Arguments& a, int64_t first_pair) {
+  __device__ __forceinline__ Place(const KernelArguments& a, int64_t first_pair) {
     lane = static_cast<int>(threadIdx.x) % a.lanes;
     pair = first_pair + static_cast<int>(threadIdx.x) / a.lanes;
     active = pair < a.pairs;
@@ -101,7 +101,7 @@ struct Place {
 
 // The channels of the place's head in position 0 of its image.
 template <typename S>
-__device__ __forceinline__ const S* value_of(const Arguments& a, const Place& place) {
+__device__ __forceinline__ const S* value_of(const KernelArguments& a, const Place& place) {
   return static_cast<const S*>(a.value) + place.batch * a.value_batch_stride +
          static_cast<int64_t>(place.head) * a.channels;
 }
@@ -122,12 +122,12 @@ struct Sample {
 template <typename S, bool cross>
 struct Points {
   using Acc = Accumulator<S>;
-  const Arguments& a;
+  const KernelArguments& a;
   const Place& place;
   int64_t first_point, first_mixing;
   Acc centre_x = -0.5, centre_y = -0.5, largest = 0, sum = 1;
 
-  __device__ __forceinline__ Points(const Arguments& arguments, const Place& where)
+  __device__ __forceinline__ Points(const KernelArguments& arguments, const Place& where)
       : a(arguments), place(where) {
     const int64_t of_head = static_cast<int64_t>(place.head) * a.levels * a.points;
     first_point = place.batch * a.points_batch_stride + place.query * a.points_row_stride + 2 * of_head;
@@ -191,7 +191,7 @@ struct Corners {
 
 // Calls body(place, points) for every pair, in strides of the grid; all lanes of a warp go round together.
 template <typename S, bool cross, typename Body>
-__device__ __forceinline__ void for_each_pair(const Arguments& a, const Body& body) {
+__device__ __forceinline__ void for_each_pair(const KernelArguments& a, const Body& body) {
   const int64_t pairs_in_block = kThreads / a.lanes;
   for (int64_t first = blockIdx.x * pairs_in_block; first < a.pairs; first += gridDim.x * pairs_in_block) {
     const Place place(a, first);

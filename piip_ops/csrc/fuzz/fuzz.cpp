@@ -123,7 +123,7 @@ void compare(const Array& expected, const Array& actual, const char* what, const
 }
 
 // What the kernels write: out, and the gradients of value, points and mixing.
-std::vector<Array> run(const Kernels& kernels, Problem p) {
+std::vector<Array> run(const Kernels& kernels, Problem p, bool two_passes = false) {
   const int64_t of_query = p.heads * p.levels * p.points;
   std::vector<Array> results;
   results.emplace_back(p.value_type, p.batch, p.queries, p.heads * p.channels);
@@ -136,14 +136,16 @@ std::vector<Array> run(const Kernels& kernels, Problem p) {
   p.grad_value = results[1].rows();
   p.grad_points = results[2].rows();
   p.grad_mixing = results[3].rows();
-  for (const bool backward : {false, true}) {
+  const auto scratch = [&](bool backward) {
     const size_t bytes = (kernels.scratch_bytes(p, backward) + 63) / 64 * 64;
-    const std::unique_ptr<void, decltype(&std::free)> scratch(std::aligned_alloc(64, bytes), std::free);
-    if (backward) {
-      kernels.backward(p, 0, p.batch * p.head_groups(), scratch.get());
-    } else {
-      kernels.forward(p, 0, p.batch * p.head_groups() * p.query_blocks(), scratch.get());
-    }
+    return std::unique_ptr<void, decltype(&std::free)>(std::aligned_alloc(64, bytes), std::free);
+  };
+  kernels.forward(p, 0, p.batch * p.head_groups() * p.query_blocks(), scratch(false).get());
+  std::vector<Pass> passes = {Pass::kEverything};
+  if (two_passes) passes = {Pass::kPoints, Pass::kValue};
+  for (const Pass pass : passes) {
+    p.pass = pass;
+    kernels.backward(p, 0, p.backward_tasks(), scratch(true).get());
   }
   return results;
 }
@@ -175,7 +177,7 @@ void run_once(const std::vector<const Kernels*>& kernels) {
   const int64_t of_query = p.heads * p.levels * p.points;
   // Half of the problems hold numbers whose sums can be compared, the others whatever memory may hold.
   const bool comparable = pick(0, 1) == 1;
-  const Numbers numbers = !comparable         ? Numbers::kAnyBits
+  const Numbers numbers = !comparable       ? Numbers::kAnyBits
                           : pick(0, 1) == 1 ? Numbers::kHoles
                                             : Numbers::kTame;
   const Array value = random_array(p.value_type, p.batch, p.length, p.heads * p.channels, numbers);
@@ -189,6 +191,18 @@ void run_once(const std::vector<const Kernels*>& kernels) {
   p.grad_out = grad_out.rows();
   const char* names[] = {"out", "grad_value", "grad_points", "grad_mixing"};
   const std::vector<Array> expected = run(*kernels[0], p);
+  for (const Kernels* each : kernels) {  // two passes add in the order of one
+    const std::vector<Array> once = run(*each, p), twice = run(*each, p, true);
+    for (size_t i = 0; i < once.size(); ++i) {
+      for (int64_t j = 0; j < once[i].size(); ++j) {
+        const double a = get(once[i].memory, once[i].type, j), b = get(twice[i].memory, twice[i].type, j);
+        if (a == b || (std::isnan(a) && std::isnan(b))) continue;
+        std::printf("%s: %s[%lld] of two passes is %g, not %g\n", each->name, names[i],
+                    static_cast<long long>(j), b, a);
+        std::exit(1);
+      }
+    }
+  }
   for (size_t k = 1; k < kernels.size(); ++k) {
     const std::vector<Array> actual = run(*kernels[k], p);
     for (size_t i = 0; comparable && i < expected.size(); ++i)

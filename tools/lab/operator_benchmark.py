@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import (
+from piip_ops import (
     build_info,
     deform_cross_attn,
     deform_cross_attn_reference,
@@ -23,8 +23,11 @@ from . import (
     ms_deform_attn_reference,
 )
 
-HEADS, POINTS = 16, 4
+HEADS = 16
 DETR_SHAPES = [(100, 134), (50, 67), (25, 34), (13, 17)]
+# Those of Hugging Face's own benchmark of its kernel, and RF-DETR's one level.
+HUGGING_FACE_SHAPES = [(32, 32), (16, 16), (8, 8), (4, 4)]
+RF_DETR_SHAPES = [(48, 48)]
 # By default glibc returns freed pages to the system, and whoever runs after the reference pays for fetching
 # them again: with these the heap stays warm, as it does in a model that runs for a while.
 HEAP_SETTINGS = {
@@ -39,17 +42,19 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 @dataclass(frozen=True)
 class Case:
-    """One call of an operator: a query grid that looks at value maps."""
+    """One call of an operator: a query grid looks at a value map, or queries at several maps."""
 
     name: str
-    query_size: int  # height and width of the query grid; 0: one query for every position of the maps
+    query_size: int  # height and width of the query grid; 0: ms_deform_attn
     shapes: list[tuple[int, int]]
     heads: int
     channels: int
+    points: int = 4
+    decoder_queries: int = 0  # of ms_deform_attn, anywhere; 0: one for every position of the maps
 
     @property
     def queries(self) -> int:
-        return self.query_size**2 or self.length
+        return self.query_size**2 or self.decoder_queries or self.length
 
     @property
     def length(self) -> int:
@@ -71,6 +76,11 @@ CASES = [
     _cross("SBL 1568/1120/672, B looks at S", 70, 98, 768),
     _cross("SBL 1568/1120/672, S looks at B", 98, 70, 384),
     Case("DETR encoder, 4 levels", 0, DETR_SHAPES, 8, 32),
+    Case("DETR decoder, 300 queries", 0, DETR_SHAPES, 8, 32, 4, 300),
+    Case("Hugging Face, 100 queries", 0, HUGGING_FACE_SHAPES, 8, 32, 4, 100),
+    Case("Hugging Face, 300 queries", 0, HUGGING_FACE_SHAPES, 8, 32, 4, 300),
+    Case("RF-DETR, 1300 queries", 0, RF_DETR_SHAPES, 16, 16, 2, 1300),
+    Case("RF-DETR, 22100 queries", 0, RF_DETR_SHAPES, 16, 16, 2, 22100),
     _cross("4 queries: what a call costs", 2, 2, 192),
 ]
 
@@ -81,6 +91,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch", nargs="+", type=int, default=[1], help="images in a call")
     parser.add_argument("--threads", type=int, default=2, help="of the CPU")
     parser.add_argument("--runs", type=int, default=9, help="timed calls, whose median counts")
+    parser.add_argument("--compiled", action="store_true", help="time the compiled reference, too")
     parser.add_argument("--only", default="", help="cases whose name contains this")
     parser.add_argument("--output", type=Path, help="write the rows there as JSON, too")
 
@@ -104,6 +115,7 @@ def run(args: argparse.Namespace) -> None:
     print(
         f"{header}  {'ref f+b':>9} {'op f+b':>9} {'ratio':>6}  load"
         + ("   GB/s  f+b GB/s" if bandwidth else "")
+        + ("   compiled  ratio   f+b  ratio" if args.compiled else "")
     )
     rows = []
     for case in CASES:
@@ -133,7 +145,10 @@ def _measure(case: Case, batch: int, dtype: str, args: argparse.Namespace) -> di
     cross = case.query_size > 0
     operator, reference = _call(case, cross, True), _call(case, cross, False)
     row: dict[str, Any] = {"case": case.name, "batch": batch, "dtype": dtype}
-    for name, attend in (("reference", reference), ("operator", operator)):
+    contenders = {"reference": reference, "operator": operator}
+    if args.compiled:
+        contenders["compiled"] = torch.compile(reference, dynamic=False)
+    for name, attend in contenders.items():
         row[f"{name}_forward_ms"] = 1e3 * _median(partial(_forward, attend, inputs), args)
         row[f"{name}_forward_backward_ms"] = 1e3 * _median(partial(_forward_backward, attend, inputs), args)
     with torch.no_grad():
@@ -154,24 +169,28 @@ def _line(row: dict[str, Any], bandwidth: bool) -> str:
     if bandwidth:
         for step, width in (("forward", 6), ("forward_backward", 9)):
             line += f" {row[f'{step}_bytes'] / row[f'operator_{step}_ms'] / 1e6:{width}.0f}"
+    for step in ("forward", "forward_backward"):
+        if (slow := row.get(f"compiled_{step}_ms")) is not None:
+            line += f" {slow:9.3f} {slow / row[f'operator_{step}_ms']:6.1f}"
     return line
 
 
 def _inputs(case: Case, batch: int, dtype: torch.dtype, device: str) -> tuple[Tensor, Tensor, Tensor]:
     queries, levels = case.queries, len(case.shapes)
     value = torch.randn(batch, case.length, case.heads, case.channels, device=device)
-    offsets = 2 * torch.randn(batch, queries, case.heads, levels, POINTS, 2, device=device)
-    logits = torch.randn(batch, queries, case.heads, levels, POINTS, device=device)
+    offsets = 2 * torch.randn(batch, queries, case.heads, levels, case.points, 2, device=device)
+    logits = torch.randn(batch, queries, case.heads, levels, case.points, device=device)
     if case.query_size:
         return value.to(dtype), offsets.squeeze(3).to(dtype), logits.squeeze(3).to(dtype)
     sizes = torch.tensor(case.shapes, device=device).flip(1)  # (levels, 2): width, height
-    centres = [
-        torch.stack(torch.meshgrid(torch.arange(w) / w, torch.arange(h) / h, indexing="xy"), -1).reshape(
-            -1, 2
-        )
-        for h, w in case.shapes
-    ]
-    locations = torch.cat(centres).to(device).view(1, -1, 1, 1, 1, 2) + (offsets + 0.5) / sizes.view(-1, 1, 2)
+    if case.decoder_queries:
+        centres = torch.rand(queries, 2)
+    else:
+        grids = [
+            torch.meshgrid(torch.arange(w) / w, torch.arange(h) / h, indexing="xy") for h, w in case.shapes
+        ]
+        centres = torch.cat([torch.stack(grid, -1).reshape(-1, 2) for grid in grids])
+    locations = centres.to(device).view(1, -1, 1, 1, 1, 2) + (offsets + 0.5) / sizes.view(-1, 1, 2)
     weights = logits.flatten(3).softmax(-1).view_as(logits)
     return value.to(dtype), locations, weights.to(locations.dtype)
 

@@ -1,4 +1,4 @@
-"""Compiles the CUDA sources and runs nothing: ``python -m piip_ops.compile_cuda --arch 80 90``.
+"""Compiles the CUDA sources and runs nothing: ``python tools/lab/compile_cuda.py --arch 80 90``.
 
 For machines that have nvcc and no GPU. Exits with 1 where nvcc fails or warns.
 """
@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch.utils.cpp_extension import COMMON_NVCC_FLAGS, include_paths
 
-SOURCES = Path(__file__).parent / "csrc" / "cuda"
+SOURCES = Path(__file__).parents[2] / "piip_ops" / "csrc" / "cuda"
 
 
 def main() -> int:

@@ -2,7 +2,7 @@
 
 A C++ extension of PyTorch loads beside the version it was built with, and pip builds in an environment of
 its own, into which a requirement "torch" would bring the newest one (and some gigabytes). So torch is asked
-for only where the environment that is installed into has none; where it has, setup.py takes that.
+for only where the environment that is installed into has none; where it has, extension.py takes that.
 """
 
 from __future__ import annotations
