@@ -262,7 +262,9 @@ def _decoded(file: Source, max_pixels: int, *, labels: bool) -> Pillow.Image:
             file, f"it is not an image, or damaged, or of another format than {', '.join(FORMATS)}"
         ) from error
     except Exception as error:  # decoders raise SyntaxError, struct.error, RuntimeError, zlib.error, ...
-        reason = f"it cannot be decoded ({str(error) or type(error).__name__})"
+        failed = "read" if getattr(error, "errno", None) else "decoded"
+        detail = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        reason = f"it cannot be {failed} ({detail})"
         raise UnreadableFileError(file, reason) from error
 
 
