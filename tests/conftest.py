@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import atexit
+import shutil
 import tempfile
 from collections.abc import Iterator
 
 import pytest
+
+# Made before torch imports multiprocessing: functions at exit run last in, first out, and multiprocessing
+# removes its own folder in this one.
+_FOLDER = tempfile.mkdtemp(prefix="piip-tests-")
+atexit.register(shutil.rmtree, _FOLDER, ignore_errors=True)
+
 import torch
 
 
@@ -16,12 +24,9 @@ def temporary_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]
     Its path is short: sockets of fork servers lie in it.
     """
     tmp_path_factory.getbasetemp()  # where pytest keeps folders of tests: as ever
-    with (
-        tempfile.TemporaryDirectory(prefix="piip-tests-", ignore_cleanup_errors=True) as folder,
-        pytest.MonkeyPatch.context() as patch,
-    ):
-        patch.setenv("TMPDIR", folder)
-        patch.setattr(tempfile, "tempdir", folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TMPDIR", _FOLDER)
+        patch.setattr(tempfile, "tempdir", _FOLDER)
         yield
 
 

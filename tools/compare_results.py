@@ -24,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
 
     # imported here: --help needs none of it
-    from piip.detection.compare import compare
+    from lab.compare import compare
     from piip.engine.config import load_config
 
     dataset = load_config(args.config_file).dataloader.test.dataset.names

@@ -27,9 +27,9 @@ from pathlib import Path
 import torch
 
 import piip.engine.train  # noqa: F401 - for all trials at once
+from lab.curves import read_metrics
 from piip.engine.command_line import argument_parser, tool
 from piip.engine.distributed.preemption import EXIT_STATUS
-from piip.engine.logs.curves import read_metrics
 from piip.quick.shapes import write_split
 from piip.weights.files.tensors import read_file, same_content
 

@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
 
     # imported here: --help needs none of it
-    from piip.engine.logs.curves import draw, read_metrics
+    from lab.curves import draw, read_metrics
 
     histories = {str(run): read_metrics(run) for run in args.runs}
     panels = draw(histories, args.output, smooth=args.smooth)

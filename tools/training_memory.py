@@ -22,8 +22,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if min(args.images, *args.cards) < 1:
         parser.error("--cards and --images are positive numbers")
 
+    from lab.training_memory import config_rows
     from piip.flops import format_rows
-    from piip.measure.training_memory import config_rows
 
     rows = [
         {"model": Path(config).stem, **row}

@@ -24,7 +24,7 @@ from detectron2.structures import Boxes, Instances
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
-from piip.detection.compare import compare
+from lab.compare import compare
 from piip.detection.predict import InstanceRenderer, draw, shrink, skip_below
 from piip.engine.checkpoints.checkpoint import Checkpointer
 from piip.engine.config import load_config

@@ -20,9 +20,9 @@ require.detectron2()
 
 from detectron2.engine.train_loop import HookBase
 
+from lab.curves import draw, read_metrics
 from piip.engine.config import load_config
 from piip.engine.logs import monitoring
-from piip.engine.logs.curves import draw, read_metrics
 from piip.engine.logs.monitoring import PartMetrics, Throughput
 from piip.engine.logs.writers import begin_metrics
 from piip.engine.parameter_groups import part_namer

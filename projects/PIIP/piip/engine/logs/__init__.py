@@ -1,1 +1,1 @@
-"""Metrics: what is measured during training, where it is written, and its curves."""
+"""Metrics: what is measured during training, and where it is written."""

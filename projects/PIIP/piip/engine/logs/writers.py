@@ -18,7 +18,7 @@ from detectron2.utils.events import (
 from omegaconf import DictConfig, OmegaConf
 
 from ...weights.files.atomic import atomic
-from .curves import read_records
+from .metrics import read_records
 
 __all__ = ["Logs", "WandbWriter", "begin_metrics"]
 

@@ -26,10 +26,10 @@ from detectron2.modeling import GeneralizedRCNN
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from ..backbone import PIIP
-from ..flops import build_on_meta
-from ..numerics import autocast
-from .cost import load_detector, own_input_size
+from piip.backbone import PIIP
+from piip.flops import build_on_meta
+from piip.measure.cost import load_detector, own_input_size
+from piip.numerics import autocast
 
 __all__ = ["TrainingMemory", "activation_bytes", "config_rows", "training_memory"]
 

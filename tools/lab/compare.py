@@ -12,11 +12,11 @@ from detectron2.data import Metadata, MetadataCatalog
 from detectron2.structures import Boxes, BoxMode, Instances
 from pycocotools import mask as coco_mask
 
-from ..engine.renderer import unused_name
-from ..images import Image, read_image, write_image
-from .annotations import read_json
-from .data import dataset_dicts
-from .predict import draw, visualizer
+from piip.detection.annotations import read_json
+from piip.detection.data import dataset_dicts
+from piip.detection.predict import draw, visualizer
+from piip.engine.renderer import unused_name
+from piip.images import Image, read_image, write_image
 
 _KEYS = {"image_id", "category_id", "bbox", "score"}
 _MIN_SIDE = 384  # pixels: smaller images are enlarged, or their labels would cover them

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
-import logging
 import math
 import statistics
 import sys
@@ -13,12 +11,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from piip.engine.logs.metrics import read_records
+
 if TYPE_CHECKING:  # Matplotlib takes a second to import
     from matplotlib.axes import Axes
 
-__all__ = ["History", "draw", "read_metrics", "read_records"]
-
-_logger = logging.getLogger("detectron2.piip")
+__all__ = ["History", "draw", "read_metrics"]
 
 History = dict[str, dict[int, float]]
 """Values of each metric by iteration."""
@@ -38,30 +36,6 @@ _COLUMNS, _WIDTH, _HEIGHT = 2, 6.4, 3.6  # of panels, in inches
 _STYLES = ("-", "--", ":", "-.")  # of the runs
 _FEW = 30  # points that are marked one by one
 _IN_A_LEGEND, _NAMED = 12, 4  # curves
-
-
-def read_records(path: Path) -> tuple[list[dict[str, Any]], int]:
-    """The records in a metrics.json, and the number of damaged lines, which the log says.
-
-    A last line that was cut off, as where the process was killed while it wrote, does not count.
-
-    Args:
-        path: with a JSON object per line, which has an "iteration".
-    """
-    lines = path.read_bytes().splitlines()
-    records = [_record(line) for line in lines]
-    damaged = sum(record is None for record in records[:-1])
-    if damaged:
-        _logger.warning(f"{path} is damaged: {damaged} of its {len(lines)} lines are no records of metrics")
-    return [record for record in records if record is not None], damaged
-
-
-def _record(line: bytes) -> dict[str, Any] | None:
-    try:
-        record = json.loads(line)
-    except (ValueError, RecursionError):  # no JSON, or no text at all
-        return None
-    return record if isinstance(record, dict) and isinstance(record.get("iteration"), int) else None
 
 
 def read_metrics(run: Path) -> History:

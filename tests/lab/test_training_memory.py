@@ -10,17 +10,17 @@ import pytest
 import torch
 from torch import nn
 
-from ... import require
+from .. import require
 
 require.detectron2()
 
+from lab.training_memory import activation_bytes, training_memory
 from piip import PIIP, InteractionConfig
 from piip.engine.distributed.sharding import shard
 from piip.flops import build_on_meta
-from piip.measure.training_memory import activation_bytes, training_memory
 
-from ..engine.processes import in_processes
-from ..models import tiny_branch
+from ..piip.engine.processes import in_processes
+from ..piip.models import tiny_branch
 
 BATCH = 4
 
