@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import numpy as np
 from detectron2.config import LazyConfig, instantiate
 from detectron2.data import transforms as T
 from detectron2.modeling.matcher import Matcher
-from detectron2.structures import BitMasks, BoxMode, Instances
+from detectron2.structures import BitMasks, Boxes, BoxMode, Instances
 from detectron2.utils.events import EventStorage
 from pycocotools import mask as coco_mask
 from torch import Tensor
@@ -250,3 +251,37 @@ def test_own_data(rules: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     with EventStorage():
         losses: dict[str, Tensor] = model(next(iter(loader)))
     assert all(loss.isfinite() for loss in losses.values()) and len(losses) == 5
+
+
+def test_divisor_of_the_proposals(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Without objects: each of an image's anchors loses log 2, divided by 1 more than there are."""
+    cfg = tiny_config(tmp_path, monkeypatch)
+    use_rules("mmdetection", cfg.model)
+    model = instantiate(cfg.model)
+    for parameter in model.proposal_generator.rpn_head.parameters():
+        torch.nn.init.zeros_(parameter)
+    empty = Instances(
+        (64, 64), gt_boxes=Boxes(torch.zeros(0, 4)), gt_classes=torch.zeros(0, dtype=torch.int64)
+    )
+    batch = [{"image": torch.zeros(3, 64, 64, dtype=torch.uint8), "instances": empty}] * 2
+    with EventStorage():
+        losses = model(batch)
+    sampled = model.proposal_generator.batch_size_per_image
+    assert losses["loss_rpn_cls"].item() == pytest.approx(math.log(2) * sampled / (sampled + 1), rel=1e-6)
+    assert losses["loss_rpn_loc"] == losses["loss_box_reg"] == losses["loss_mask"] == 0
+
+
+@pytest.mark.parametrize(("divisibility", "columns"), [(64, 16), (32, 8), (24, 6), (20, 5)])
+def test_anchors_beyond_an_images_padding(divisibility: int, columns: int) -> None:
+    """An image of 17 px in a batch of 64 px, at stride 4: those of cells from ceil(own side / 4) on."""
+    cfg = LazyConfig.load(str(QUICK_CONFIG))
+    use_rules("mmdetection", cfg.model)
+    rpn = instantiate(cfg.model.proposal_generator)
+    rpn.size_divisibility, rpn.batch_size_per_image = divisibility, 10**6
+    anchors = rpn.anchor_generator([torch.zeros(1, 1, 16, 16), torch.zeros(1, 1, 8, 8)])
+    truth = Instances((17, 17), gt_boxes=Boxes(torch.zeros(0, 4)))
+    (labels,), _ = rpn.label_and_sample_anchors(anchors, [truth])
+    cells = labels[: 16 * 16 * 3].reshape(16, 16, 3)
+    expected = torch.full((16, 16, 3), -1)
+    expected[:columns, :columns] = 0
+    assert cells.equal(expected.to(cells.dtype))
