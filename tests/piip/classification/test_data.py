@@ -217,10 +217,10 @@ def test_broken_images(root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixt
     broken.write_bytes(b"no image")
     os.mkfifo(tmp_path / "train/cedar/009.png")
     with caplog.at_level(logging.WARNING):
-        assert len(collected(TrainBatches(loader(tmp_path, "train", 1)).epoch(0))) == 7
-    assert {"001.png: it is not an image", "009.png: it is a named pipe"} == {
-        re.findall(r"\d+\.png: it is [^,:]*", record.message)[0] for record in caplog.records
-    }
+        batches = TrainBatches(loader(tmp_path, "train", 1))
+        assert [len(collected(batches.epoch(epoch))) for epoch in range(2)] == [7, 7]
+    named = [re.findall(r"\d+\.png: it is [^,:]*", record.message)[0] for record in caplog.records]
+    assert sorted(named) == ["001.png: it is not an image", "009.png: it is a named pipe"]  # once
     with pytest.raises(ValueError, match=r"birch.001\.png cannot be evaluated \(it is not an image"):
         collected(evaluation_batches(loader(tmp_path, "train", 2)))
     failing = loader(root, "val", 2)

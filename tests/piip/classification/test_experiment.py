@@ -19,8 +19,11 @@ from ... import require
 
 require.detectron2()
 
+from piip.classification.data import evaluation_batches
+from piip.classification.experiment import Run, classifier_to_show
 from piip.engine.config import config_of, load_config
 from piip.engine.saved_config import dump
+from piip.images import read_image
 from piip.quick.drawing import CLASSES
 from piip.quick.patterns import write_split
 
@@ -157,6 +160,32 @@ def test_demo_names_the_likeliest_classes(trained: Path, tmp_path: Path) -> None
     assert scores == sorted(scores, reverse=True) and 0 < sum(scores) <= 1
     with Image.open(tmp_path / "drawn/noise.png") as drawn:
         assert drawn.size == (120, 80)
+
+
+def test_evaluation_and_prediction_see_the_same_pixels(
+    trained: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of turned images in formats that timm's list of suffixes has not; files of other kinds are named."""
+    exif = Image.Exif()
+    exif[274] = 6
+    for name in CLASSES:
+        folder = tmp_path / "data/val" / name
+        folder.mkdir(parents=True)
+        pixels = np.random.default_rng(len(name)).integers(0, 255, (90, 60, 3)).astype(np.uint8)
+        Image.fromarray(pixels).save(folder / "0.tif", exif=exif)
+        Image.fromarray(pixels).save(folder / "1.webp", exif=exif, lossless=True)
+    (tmp_path / "data/val/star/notes.txt").touch()
+    weights = str(trained / "output/model_final.pth")
+    cfg = load_config(CONFIG, [f"dataloader.test.dataset.root={tmp_path / 'data'}"])
+    with caplog.at_level("WARNING"):
+        loader = Run(cfg)._loader("test", 0)
+    assert "left out 1 of another kind, by their names: star/notes.txt" in caplog.text
+    evaluated = torch.cat([images for images, _ in evaluation_batches(loader)])
+    predictor, _ = classifier_to_show(load_config(CONFIG), weights)
+    files = [loader.dataset.filename(index, absolute=True) for index in range(len(loader.dataset))]
+    seen = [predictor.transform(Image.fromarray(read_image(file)[:, :, ::-1].copy())) for file in files]
+    assert len(files) == 2 * len(CLASSES)
+    assert torch.equal(evaluated, torch.stack(seen))
 
 
 def test_conversion_goes_both_ways(trained: Path, tmp_path: Path) -> None:

@@ -72,11 +72,12 @@ def _load(dataset: Any, index: int) -> Any:
 class _Seeded(Dataset[Any]):
     """A timm data set to train on, whose random augmentations depend on seed, epoch and index only.
 
-    The next image takes the place of one that cannot be read, which the log names.
+    The next image takes the place of one that cannot be read. The log names it once: `named` (N,) keeps for
+    which images it did, in memory that the workers of all epochs share.
     """
 
-    def __init__(self, dataset: Dataset[Any], seed: int) -> None:
-        self.dataset, self.seed = dataset, seed
+    def __init__(self, dataset: Dataset[Any], seed: int, named: Tensor) -> None:
+        self.dataset, self.seed, self.named = dataset, seed, named
 
     def __getitem__(self, index: int) -> Any:
         seed_all(mix_seed(self.seed, index))
@@ -84,7 +85,9 @@ class _Seeded(Dataset[Any]):
             try:
                 return _load(self.dataset, index)
             except UnreadableFileError as error:
-                _logger.warning(f"an image cannot be used, the next takes its place: {error}")
+                if not self.named[index]:
+                    self.named[index] = True
+                    _logger.warning(f"an image cannot be used, the next takes its place: {error}")
                 if attempt == _TRIES:
                     raise ValueError(f"{_TRIES} images in a row cannot be used, lastly {error}") from error
                 index = (index + 1) % len(self.dataset)  # type: ignore[arg-type]
@@ -174,6 +177,8 @@ class TrainBatches:
         self.is_stream = isinstance(self.dataset, IterableDataset)
         if self.is_stream:
             _read_by_our_rules(self.dataset)
+        else:
+            self._named = torch.zeros(len(self.dataset), dtype=torch.bool).share_memory_()
         assert loader.batch_size is not None
         self.batch_size = loader.batch_size
         if self.is_stream and loader.num_workers == 0:
@@ -205,7 +210,7 @@ class TrainBatches:
                 if start <= number < len(self):
                     yield batch
             return
-        seeded = _Seeded(self.dataset, mix_seed(self.seed, epoch))
+        seeded = _Seeded(self.dataset, mix_seed(self.seed, epoch), self._named)
         yield from _rebuilt(self.loader, seeded, batch_sampler=self._indices(epoch)[start:])
 
     def _indices(self, epoch: int) -> list[list[int]]:
