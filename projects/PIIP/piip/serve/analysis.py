@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import time
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -130,6 +131,13 @@ class Analysis:
         return draw_instances(self.picture, kept, metadata, layers), rows
 
 
+def _apart(picture: Image) -> Image:
+    """A copy in pages of its own: kept in the heap, it would keep apart what models free there."""
+    copy: Image = np.frombuffer(mmap.mmap(-1, picture.nbytes), np.uint8).reshape(picture.shape)
+    copy[:] = picture
+    return copy
+
+
 def _packed(output: dict[str, Any], classes: int) -> Instances | npt.NDArray[np.unsignedinteger[Any]]:
     """A model's output as an :class:`Analysis` keeps it: masks of all detections would take 200 MB."""
     if "instances" not in output:
@@ -199,7 +207,7 @@ class Model:
             seen = self._observe_whole(prepared["image"])
         filled = prepared["image"].shape[1], prepared["image"].shape[2]
         shown = responses(self.piip, seen, filled)
-        return Analysis(self, np.ascontiguousarray(picture[:, :, ::-1]), found, rows, shown)
+        return Analysis(self, _apart(picture[:, :, ::-1]), found, rows, shown)
 
     def padded(self, image: torch.Tensor) -> torch.Tensor:
         """``(3, H, W)``, 0 to 255, normalised and padded as the backbone gets it: ``(1, 3, H', W')``."""

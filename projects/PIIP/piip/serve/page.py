@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from textwrap import shorten
 from typing import Any
@@ -147,6 +148,8 @@ def _handlers(
     by_name: dict[str, Model], limits: Limits, sessions: Sessions
 ) -> tuple[Callable[..., Any], Callable[..., Any], Callable[..., Any]]:
     """What happens when an image is analysed, when it is redrawn, and when a model is chosen."""
+    # One thread for all: the C library keeps freed memory for each thread (piip.inference.heap).
+    worker = ThreadPoolExecutor(1)
 
     def analyse(
         image: dict[str, Any] | None,
@@ -161,9 +164,13 @@ def _handlers(
         path = Path(image["path"]).resolve()
         if not path.is_relative_to(Path(get_upload_folder()).resolve()):
             raise UploadError("This page reads uploaded files only. Please upload the image.")
-        analysis = by_name[name].analyse(read_upload(path, limits))
+
+        def work() -> tuple[Analysis, Any, Any]:
+            made = by_name[name].analyse(read_upload(path, limits))
+            return made, *made.draw(threshold, classes, layers)
+
+        analysis, picture, found = worker.submit(work).result()
         sessions.keep(str(request.session_hash), analysis)
-        picture, found = analysis.draw(threshold, classes, layers)
         return True, picture, found, _cost_rows(analysis), _response_pictures(analysis)
 
     def redraw(
@@ -175,7 +182,8 @@ def _handlers(
         if analysis is None:
             raise UploadError(_DROPPED)
         known = set(analysis.model.classes)  # another model may have been chosen since
-        return analysis.draw(threshold, classes if known.issuperset(classes) else [], layers)
+        shown = classes if known.issuperset(classes) else []
+        return worker.submit(analysis.draw, threshold, shown, layers).result()
 
     def choose(name: str) -> tuple[Any, ...]:
         model = by_name[name]
