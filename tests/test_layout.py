@@ -79,3 +79,16 @@ def test_the_operator_knows_nothing_of_the_package() -> None:
     for file in (REPOSITORY / "piip_ops").rglob("*.py"):
         for module in imported(file, ".".join(file.parent.relative_to(REPOSITORY).parts)):
             assert module.partition(".")[0] not in {"piip", "detectron2"}, f"{file.name} imports {module}"
+
+
+def test_images_are_read_and_written_in_one_place() -> None:
+    """`piip.images` states how: upright once, 8 bits, errors that name the file, names that are not UTF-8."""
+    others = ("Image.open", "Pillow.open", "cv2.imread", "cv2.imdecode", "cv2.imwrite", "cv2.imencode")
+    for file in MODULES:
+        if name(file) != "piip.images":
+            tree = ast.parse(file.read_text())
+            used = {ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+            names = {alias.name for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) for alias in n.names}
+            assert not used & set(others), f"{file}: use piip.images"
+            if "read_image" in names:
+                assert "piip.images.read_image" in set(imported(file, name(file.parent))), file

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
-
-from PIL.Image import DecompressionBombWarning
 
 from ..images import Image, UnreadableFileError, read_image
 
 __all__ = ["Limits", "UploadError", "read_upload"]
-
-warnings.simplefilter("ignore", DecompressionBombWarning)  # said of images that are refused before decoding
 
 
 class UploadError(ValueError):
