@@ -101,6 +101,10 @@ def test_not_gone_on_from_another_training(root: Path, tmp_path: Path) -> None:
         trainer(root, tmp_path, ema=False).resume()
     last = tmp_path / "model_final.pth"
     kept = torch.load(last, weights_only=True)
+    kept["trainer"]["iteration"] = 6
+    torch.save(kept, last)
+    with pytest.raises(ValueError, match=r"train\.plan\.epochs=2 are 6 iterations, and .* has 7 already"):
+        trainer(root, tmp_path).resume()
     torch.save({"model": kept["model"], "optimizer": {}, "iteration": 3, "classes": ["ash"]}, last)
     with pytest.raises(ValueError, match="is of an earlier version and cannot be resumed: start from its"):
         trainer(root, tmp_path).resume()

@@ -23,7 +23,7 @@ from detectron2.engine.train_loop import HookBase
 from piip.engine.checkpoints.checkpoint import Checkpointer
 from piip.engine.data.workers import DataError
 from piip.engine.distributed.collectives import barrier
-from piip.engine.hooks import Saving
+from piip.engine.hooks import PeriodicCheckpointer
 from piip.engine.logs.monitoring import PartMetrics
 from piip.engine.nonfinite import NonfiniteGuard
 from piip.engine.trainer import Trainer
@@ -191,7 +191,7 @@ def save(rank: int, folder: Path, ends: multiprocessing.SimpleQueue[Any]) -> Non
     model = Roots()
     trainer = Trainer(model, [batch(1.0)] * 5, torch.optim.SGD(model.parameters(), lr=0.1), seed=0)
     checkpointer = Checkpointer(model, str(folder / "output"), trainer=trainer)
-    trainer.register_hooks([Breaks() if rank == 1 else None, Saving(checkpointer, period=1)])
+    trainer.register_hooks([Breaks() if rank == 1 else None, PeriodicCheckpointer(checkpointer, period=1)])
     try:
         trainer.train(0, 5)
     except FloatingPointError as end:

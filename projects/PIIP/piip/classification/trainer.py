@@ -276,6 +276,11 @@ class Trainer:
         self._check_resumable(read_file(last, mmap=True), last)
         self.checkpointer.load(last)
         self.iteration = self.loop.iter + 1
+        if self.iteration > self.max_iterations:
+            raise ValueError(
+                f"train.plan.epochs={self.plan.epochs} are {self.max_iterations} iterations, and {last} has "
+                f"{self.iteration} already: give more epochs, or start a new run without --resume"
+            )
         _logger.info(f"going on from iteration {self.iteration} ({last})")
         return True
 

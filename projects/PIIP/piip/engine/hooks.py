@@ -24,7 +24,7 @@ from .evaluation import evaluate_both
 from .logs.monitoring import PartMetrics, Throughput
 from .logs.writers import Logs
 
-__all__ = ["LiveLine", "Saving", "training_hooks"]
+__all__ = ["PeriodicCheckpointer", "ProgressBar", "training_hooks"]
 
 
 def training_hooks(
@@ -58,14 +58,14 @@ def training_hooks(
         Preemption(),  # once the step is complete, and before an evaluation
         hooks.EvalHook(cfg.train.eval_period, test or (lambda: evaluate_both(cfg, model, average))),
         Logs(cfg) if main_process else None,
-        LiveLine() if main_process else None,
+        ProgressBar() if main_process else None,
     ]
 
 
 def _checkpoints(cfg: DictConfig, checkpointer: Checkpointer) -> HookBase:
     if isinstance(checkpointer, ShardedCheckpointer):  # all processes write, and it clears up by itself
         return ShardedCheckpoints(checkpointer, period=cfg.train.checkpointer.period)
-    return Saving(checkpointer, **cfg.train.checkpointer)
+    return PeriodicCheckpointer(checkpointer, **cfg.train.checkpointer)
 
 
 class ShardedCheckpoints(hooks.PeriodicCheckpointer):
@@ -75,7 +75,7 @@ class ShardedCheckpoints(hooks.PeriodicCheckpointer):
         self.checkpointer.wait()
 
 
-class Saving(hooks.PeriodicCheckpointer):
+class PeriodicCheckpointer(hooks.PeriodicCheckpointer):
     """Detectron2's, whose `max_to_keep` counts the checkpoints from before the run was stopped, too.
 
     All processes have it: where the weights of one are not finite, all end. The main one writes.
@@ -99,7 +99,7 @@ class Saving(hooks.PeriodicCheckpointer):
         ]
 
 
-class LiveLine(HookBase):
+class ProgressBar(HookBase):
     """One line on a terminal that says how far training is; elsewhere nothing. Logs are printed above it."""
 
     _bar: tqdm[Any] | None = None  # training may end before it begins
