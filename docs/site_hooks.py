@@ -39,41 +39,40 @@ def _kept(link: re.Match[str], origin: Path, folder: Path) -> str:
 
 def zoo_rows() -> list[dict[str, Any]]:
     """One dict a published model: task, model, sizes, pretraining, parameters, GFLOPs, accuracy, latency."""
-    from piip.weights.model_zoo import RELEASED
-    from piip.weights.segmentation_zoo import SEGMENTORS
+    from piip.weights.zoo import models_of
 
     measured = _latencies()
     rows = [
         {
-            "task": "instance segmentation" if released.mask_ap else "detection",
-            "model": released.model if released.mask_ap else f"{released.model}, DINO",
-            "sizes": released.image_sizes,
+            "task": "instance segmentation" if "mask AP" in released.scores else "detection",
+            "model": released.model if "mask AP" in released.scores else f"{released.model}, DINO",
+            "sizes": released.sizes,
             "pretraining": released.pretraining,
             "params": released.params_m,
             "gflops": released.gflops,
-            "metric": f"{released.box_ap} / {released.mask_ap}" if released.mask_ap else f"{released.box_ap}",
-            "score": released.box_ap,
+            "metric": " / ".join(map(str, released.scores.values())),
+            "score": released.scores["box AP"],
             "latency": measured.get(released.config),
             "config": f"configs/COCO/{released.config}.py",
             "weights": released.url,
         }
-        for released in RELEASED
+        for released in models_of("detection")
     ]
     rows += [
         {
             "task": "semantic segmentation",
             "model": published.model,
-            "sizes": published.image_sizes,
+            "sizes": published.sizes,
             "pretraining": "",
             "params": published.params_m,
             "gflops": published.gflops,
-            "metric": "" if published.miou is None else f"{published.miou}",
-            "score": published.miou,
+            "metric": str(published.scores.get("mIoU", "")),
+            "score": published.scores.get("mIoU"),
             "latency": measured.get(published.config),
             "config": f"configs/ADE20K/{published.config}.py",
             "weights": None,
         }
-        for published in SEGMENTORS
+        for published in models_of("segmentation")
     ]
     return rows
 

@@ -21,21 +21,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
 
     # imported here: --help needs none of it
-    from piip.weights import classification_zoo, multimodal_zoo, segmentation_zoo
-    from piip.weights.model_zoo import RELEASED, markdown_table
+    from piip.weights.zoo import TASKS, markdown_table, models_of
 
     if not args.check:
-        zoos = (segmentation_zoo, classification_zoo, multimodal_zoo)
-        print("\n\n".join([markdown_table(), *(zoo.markdown_table() for zoo in zoos)]))
+        print("\n\n".join(map(markdown_table, TASKS)))
         return 0
     # these need Detectron2, which the list does not
     from lab.zoo_check import check, check_classifier, check_segmentor
 
     wrong = 0
     findings = itertools.chain(
-        ((row.config, check(row, CONFIGS / "COCO")) for row in RELEASED),
-        ((row.config, check_segmentor(row, CONFIGS / "ADE20K")) for row in segmentation_zoo.SEGMENTORS),
-        ((row.config, check_classifier(row, CONFIGS / "ImageNet")) for row in classification_zoo.CLASSIFIERS),
+        ((row.config, check(row, CONFIGS / "COCO")) for row in models_of("detection")),
+        ((row.config, check_segmentor(row, CONFIGS / "ADE20K")) for row in models_of("segmentation")),
+        ((row.config, check_classifier(row, CONFIGS / "ImageNet")) for row in models_of("classification")),
     )
     for config, problems in findings:
         wrong += bool(problems)

@@ -20,20 +20,21 @@ from piip.engine.checkpoints.convert import convert_checkpoint
 from piip.flops import build_on_meta
 from piip.measure.cost import detector_cost, load_detector
 from piip.weights.converters.segmentor import convert_segmentor, to_official_segmentor
-from piip.weights.segmentation_zoo import SEGMENTORS, PublishedSegmentor, markdown_table
+from piip.weights.zoo import PublishedModel, markdown_table, models_of
 
 REPOSITORY = Path(__file__).parents[2]
+SEGMENTORS = models_of("segmentation")
 FOLDER = REPOSITORY / "configs/ADE20K"
 IDS = [row.config for row in SEGMENTORS]
 
 
 def test_rows_are_the_configs() -> None:
     assert {row.config for row in SEGMENTORS} == {path.stem for path in FOLDER.glob("*.py")}
-    assert markdown_table() in (REPOSITORY / "projects/PIIP/README.md").read_text()
+    assert markdown_table("segmentation") in (REPOSITORY / "projects/PIIP/README.md").read_text()
 
 
 @pytest.mark.parametrize("row", SEGMENTORS, ids=IDS)
-def test_instantiates(row: PublishedSegmentor) -> None:
+def test_instantiates(row: PublishedModel) -> None:
     """Model, recipe, data loaders' mappers; one crop gives every branch whole patches."""
     cfg = LazyConfig.load(str(FOLDER / f"{row.config}.py"))
     with torch.device("meta"):
@@ -50,12 +51,12 @@ def test_instantiates(row: PublishedSegmentor) -> None:
 
 
 @pytest.mark.parametrize("row", SEGMENTORS, ids=IDS)
-def test_rows(row: PublishedSegmentor) -> None:
+def test_rows(row: PublishedModel) -> None:
     assert check_segmentor(row, FOLDER) == []
 
 
 @pytest.mark.parametrize("row", [row for row in SEGMENTORS if row.released], ids=lambda row: row.config)
-def test_published_cost(row: PublishedSegmentor) -> None:
+def test_published_cost(row: PublishedModel) -> None:
     """6364, 1663, 2354, 4374 and 7308 G: rounded, or cut off."""
     with build_on_meta():
         model = load_detector(str(FOLDER / f"{row.config}.py"))

@@ -22,22 +22,23 @@ from lab.zoo_check import check_classifier
 from piip.engine.config import load_config
 from piip.flops import build_on_meta, published_cost
 from piip.flops.classifiers import build_classifier_row
-from piip.weights.classification_zoo import CLASSIFIERS, PublishedClassifier, markdown_table
 from piip.weights.converters.classifier import convert_classifier
+from piip.weights.zoo import PublishedModel, markdown_table, models_of
 
 REPOSITORY = Path(__file__).parents[2]
+CLASSIFIERS = models_of("classification")
 FOLDER = REPOSITORY / "configs/ImageNet"
 IDS = [row.config for row in CLASSIFIERS]
 
 
 def test_rows_are_the_configs() -> None:
     assert {row.config for row in CLASSIFIERS} == {path.stem for path in FOLDER.glob("*.py")}
-    assert markdown_table() in (REPOSITORY / "projects/PIIP/README.md").read_text()
+    assert markdown_table("classification") in (REPOSITORY / "projects/PIIP/README.md").read_text()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("row", CLASSIFIERS, ids=IDS)
-def test_rows(row: PublishedClassifier) -> None:
+def test_rows(row: PublishedModel) -> None:
     assert check_classifier(row, FOLDER) == []
 
 
@@ -57,7 +58,7 @@ def test_wrong_rows_are_found() -> None:
 
 
 @pytest.mark.parametrize("row", [row for row in CLASSIFIERS if row.released], ids=lambda row: row.config)
-def test_released_weights_fit(row: PublishedClassifier) -> None:
+def test_released_weights_fit(row: PublishedModel) -> None:
     """Every name and shape of a released classifier is one of its config's model, and none is left over."""
     listed = key_list("keys_tasks", f"classification__{row.released}")["keys"]
     released = convert_classifier({key: torch.empty(shape, device="meta") for key, shape in listed.items()})

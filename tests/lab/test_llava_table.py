@@ -10,7 +10,7 @@ from lab.llava_table import build_released_tower
 from lab.published_tower import published_tower_cost
 from piip.branches import ViTBranch
 from piip.flops import actual_cost, build_on_meta
-from piip.weights.multimodal_zoo import RELEASED, find, markdown_table
+from piip.weights.zoo import find, markdown_table, models_of
 
 COUNTED = {  # by the published counter; of the last two, with 24 interactions, others were printed
     "piip-llava_clip-bl_512-256_7B": 193.5,
@@ -25,7 +25,7 @@ COUNTED = {  # by the published counter; of the last two, with 24 interactions, 
 
 @pytest.mark.parametrize("name", COUNTED)
 def test_published_figures_to_the_digit(name: str) -> None:
-    released = find(name)
+    released = find(name, "multimodal")
     with build_on_meta():
         piip = build_released_tower(released)
     total = published_tower_cost(piip).total
@@ -42,12 +42,12 @@ def test_published_figures_to_the_digit(name: str) -> None:
 @pytest.mark.parametrize("name", ["piip-llava_clip-bl_512-256_7B", "piip-llava_convnext-b_clip-l_640-224_7B"])
 def test_actual_costs_differ_by_what_the_published_counter_does_not_see(name: str) -> None:
     """Class tokens in attention, norms of timm, position embeddings; and strides that it takes for finer."""
-    released = find(name)
+    released = find(name, "multimodal")
     with build_on_meta():
         piip = build_released_tower(released)
     published, actual = published_tower_cost(piip).total, actual_cost(piip).total
     assert actual.gflops == pytest.approx(released.gflops, abs=0.06)
-    large = (released.image_sizes[0] // 16) ** 2
+    large = (released.image_sizes[1] // 16) ** 2
     seen = 24 * 2 * 1024 * ((large + 1) ** 2 - large**2)
     resized = 16 * 1024 * large  # sixteen products a value
     difference = actual.parts["branch1"].macs - published.parts["branch1"].macs
@@ -56,7 +56,7 @@ def test_actual_costs_differ_by_what_the_published_counter_does_not_see(name: st
 
 def test_other_towers_have_no_published_accounting() -> None:
     with build_on_meta():
-        piip = build_released_tower(RELEASED[0])
+        piip = build_released_tower(models_of("multimodal")[0])
         piip.branches[1] = ViTBranch(embed_dim=768, depth=12, num_heads=12)
     with pytest.raises(ValueError, match="branch 2 is a ViTBranch: towers have CLIP and ConvNeXt"):
         published_tower_cost(piip)
@@ -64,4 +64,4 @@ def test_other_towers_have_no_published_accounting() -> None:
 
 def test_page_shows_the_table() -> None:
     page = Path(__file__).parents[2] / "projects/PIIP/README.md"
-    assert markdown_table() in page.read_text()
+    assert markdown_table("multimodal") in page.read_text()

@@ -11,7 +11,8 @@ from piip.flops.actual import actual_cost
 from piip.flops.report import Part
 from piip.flops.tracing import build_on_meta
 from piip.interaction import InteractionConfig
-from piip.weights.multimodal_zoo import BRANCH_MODELS, RELEASED, ReleasedLlava
+from piip.multimodal.towers import BRANCH_MODELS, stages_of
+from piip.weights.zoo import PublishedModel, models_of
 
 from .published_tower import published_tower_cost
 
@@ -35,12 +36,12 @@ def _branch(name: str) -> Branch:
     )
 
 
-def build_released_tower(released: ReleasedLlava) -> PIIP:
+def build_released_tower(released: PublishedModel) -> PIIP:
     """The network of a released tower, without what its checkpoints carry and nothing uses."""
     return PIIP(
         [_branch(name) for name in released.branches],
-        released.image_sizes,
-        stages=released.stages(),
+        released.image_sizes[::-1],
+        stages=stages_of(released),
         interaction=InteractionConfig(float32_projections=False),
         merge=None,
     )
@@ -55,7 +56,7 @@ def reproduce_llava() -> Iterator[dict[str, Any]]:
         interactions, "gflops_actual", "params_m", "status".
     """
     counted: dict[tuple[Any, ...], tuple[Part, Part]] = {}
-    for released in RELEASED:
+    for released in models_of("multimodal"):
         tower = (released.branches, released.image_sizes, released.num_interactions)
         if tower not in counted:  # models of two sizes may look through the same one
             with build_on_meta():
@@ -70,7 +71,7 @@ def reproduce_llava() -> Iterator[dict[str, Any]]:
             status = "GFLOPs differ"
         yield {
             "model": released.name,
-            "resolution": "/".join(str(size) for size in reversed(released.image_sizes)),
+            "resolution": released.sizes,
             "interactions": released.num_interactions,
             "gflops_published": released.gflops_published,
             "gflops": published.gflops,

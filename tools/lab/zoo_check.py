@@ -11,9 +11,7 @@ from piip.backbone import PIIP
 from piip.classification.classifier import PIIPClassifier
 from piip.flops import actual_cost, build_on_meta, published_cost
 from piip.measure.cost import detector_cost, load_detector
-from piip.weights.classification_zoo import PublishedClassifier
-from piip.weights.model_zoo import Released
-from piip.weights.segmentation_zoo import PublishedSegmentor
+from piip.weights.zoo import PublishedModel
 
 __all__ = ["check", "check_classifier", "check_segmentor"]
 
@@ -21,7 +19,7 @@ Counted = Mapping[str, tuple[float, float, float]]
 """Of each figure what was counted, what the row lists and by how much they may differ."""
 
 
-def check(released: Released, configs: Path) -> list[str]:
+def check(released: PublishedModel, configs: Path) -> list[str]:
     """What is wrong with a detector's row, a line each.
 
     Args:
@@ -42,13 +40,12 @@ def check(released: Released, configs: Path) -> list[str]:
             released.gflops_published,
             0.6,
         )
-    says = f"Published AP: box {released.box_ap}, mask {released.mask_ap}."
-    if released.mask_ap is None:
-        says = f"Published box AP: {released.box_ap}."
-    return _problems(backbone.piip, released.image_sizes, counted, file, says)
+    box, mask = (released.scores.get(f"{what} AP") for what in ("box", "mask"))
+    says = f"Published box AP: {box}." if mask is None else f"Published AP: box {box}, mask {mask}."
+    return _problems(backbone.piip, released.sizes, counted, file, says)
 
 
-def check_segmentor(row: PublishedSegmentor, configs: Path) -> list[str]:
+def check_segmentor(row: PublishedModel, configs: Path) -> list[str]:
     """What is wrong with a segmentor's row, likewise."""
     file = configs / f"{row.config}.py"
     with build_on_meta():
@@ -62,11 +59,11 @@ def check_segmentor(row: PublishedSegmentor, configs: Path) -> list[str]:
         "head_gflops": (head, row.head_gflops, 0.06),
     }
     (piip,) = (module for module in segmentor.modules() if isinstance(module, PIIP))
-    says = None if row.miou is None else f"Published mIoU: {row.miou}."
-    return _problems(piip, row.image_sizes, counted, file, says)
+    says = f"Published mIoU: {row.scores['mIoU']}." if row.scores else None
+    return _problems(piip, row.sizes, counted, file, says)
 
 
-def check_classifier(row: PublishedClassifier, configs: Path) -> list[str]:
+def check_classifier(row: PublishedModel, configs: Path) -> list[str]:
     """What is wrong with a classifier's row, likewise."""
     file = configs / f"{row.config}.py"
     with build_on_meta():
@@ -77,7 +74,7 @@ def check_classifier(row: PublishedClassifier, configs: Path) -> list[str]:
     counted = {
         "params_m": (actual.params_m, row.params_m, 0.005),
         "gflops": (actual.gflops, row.gflops, 0.05),
-        "gflops_published": (published.gflops, row.gflops_published, 0.05),
+        "gflops_published": (published.gflops, row.gflops_published or 0, 0.05),
         # published without the head of the merged map, and rounded to a million with a head a branch
         "params_m_published": (
             actual.params_m - (0 if model.piip.merge is None else actual.parts["heads"].params_m),
@@ -85,15 +82,15 @@ def check_classifier(row: PublishedClassifier, configs: Path) -> list[str]:
             0.5 if model.piip.merge is None else 0.05,
         ),
     }
-    return _problems(model.piip, row.image_sizes, counted, file, f"Published top-1: {row.top1}.")
+    return _problems(model.piip, row.sizes, counted, file, f"Published top-1: {row.scores['top-1']}.")
 
 
-def _problems(piip: PIIP, image_sizes: str, counted: Counted, file: Path, says: str | None) -> list[str]:
+def _problems(piip: PIIP, listed_sizes: str, counted: Counted, file: Path, says: str | None) -> list[str]:
     """Where a row's sizes and figures differ from the model's, and what the config's text should say."""
     problems = []
     sizes = "/".join(str(size) for size in reversed(piip.image_sizes))
-    if sizes != image_sizes:
-        problems.append(f"image_sizes: {image_sizes}, built {sizes}")
+    if sizes != listed_sizes:
+        problems.append(f"image_sizes: {listed_sizes}, built {sizes}")
     if says is not None and says not in file.read_text():
         problems.append(f"accuracy: the config does not say '{says}'")
     return problems + [

@@ -20,6 +20,7 @@ from piip.data import create_transform, resolve_data_config
 from piip.library import factory, registry
 from piip.library.models import BranchFeatures, PublishedBackbone, PublishedClassifier
 from piip.official import to_official_backbone, to_official_classifier
+from piip.weights import zoo
 
 from ..models import randomise
 
@@ -60,8 +61,10 @@ def test_every_model_builds(name: str) -> None:
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Models of the published make, small: "backbone", "classifier", and "merged" with one head."""
     monkeypatch.setattr(published, "VIT_SIZES", {"T": (32, 12, 2), "S": (64, 12, 2), "B": (64, 12, 2)})
-    backbone = registry.Entry("TSB", (96, 64, 48), "mask_rcnn_deit_tsb_1120_896_448_fpn_1x_coco_bs16", 14)
-    classifier = registry.Entry("TSB", (96, 64, 48), "x", classifier="deit")
+    backbone = registry.Entry(
+        "TSB", (96, 64, 48), zoo.find("mask_rcnn_deit_tsb_1120_896_448_fpn_1x_coco_bs16"), 14
+    )
+    classifier = registry.Entry("TSB", (96, 64, 48), zoo.models_of("classification")[0], classifier="deit")
     monkeypatch.setattr(registry, "MODELS", {"backbone": backbone, "classifier": classifier})
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from piip import cross_attention
 from piip.branches.clip import ACTIVATIONS
+from piip.multimodal.towers import hidden_size, published_model
 from piip.official import (
     build_projector,
     build_tower,
@@ -19,7 +20,7 @@ from piip.official import (
     to_official_projector,
     to_official_tower,
 )
-from piip.weights.multimodal_zoo import RELEASED, ReleasedLlava, published_model
+from piip.weights.zoo import PublishedModel, models_of
 from piip_ops import deform_cross_attn
 
 from ...shared_data import Golden, golden, key_list
@@ -84,21 +85,21 @@ def shapes_of_tower(
 ) -> dict[str, Tensor]:
     released = next(
         r
-        for r in RELEASED
+        for r in models_of("multimodal")
         if (r.branches, r.image_sizes, r.num_interactions) == (branches, sizes, interactions)
     )
     with torch.device("meta"):
         return dict(build_tower(published_model(released)).state_dict())
 
 
-@pytest.mark.parametrize("released", RELEASED, ids=lambda released: released.name)
-def test_released_key_lists_load_whole(released: ReleasedLlava) -> None:
+@pytest.mark.parametrize("released", models_of("multimodal"), ids=lambda released: released.name)
+def test_released_key_lists_load_whole(released: PublishedModel) -> None:
     """Every name and shape of a released tower and projector finds its place, and none is left over."""
     published = key_list("keys_tasks", f"llava__{released.name}")
     tower = shapes_of_tower(released.branches, released.image_sizes, released.num_interactions)
     with torch.device("meta"):
         projector = build_projector(published_model(released), published["llm_hidden_size"]).state_dict()
-    assert released.hidden_size == published["llm_hidden_size"]
+    assert hidden_size(released) == published["llm_hidden_size"]
     for keys, expected, convert, back in (
         (published["keys"], tower, convert_tower, to_official_tower),
         (published["projector_keys"], projector, convert_projector, to_official_projector),

@@ -17,6 +17,7 @@ from piip.branches import Pretrained, published
 from piip.classification.classifier import PIIPClassifier
 from piip.library import registry
 from piip.official import to_official_backbone, to_official_classifier
+from piip.weights import zoo
 from piip.weights.differences import check_values
 from piip.weights.pretrained import load_pretrained
 
@@ -64,10 +65,11 @@ def test_counters_are_integers() -> None:
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(published, "VIT_SIZES", {"T": (32, 12, 2), "S": (32, 12, 2), "B": (32, 12, 2)})
-    detector = "mask_rcnn_deit_tsb_1120_896_448_fpn_1x_coco_bs16"
+    sizes = (96, 64, 48)
+    detector, classifier = zoo.models_of("detection")[0], zoo.models_of("classification")[0]
     entries = {
-        "backbone": registry.Entry("TSB", (96, 64, 48), detector, 14),
-        "classifier": registry.Entry("TSB", (96, 64, 48), "x", classifier="deit"),
+        "backbone": registry.Entry("TSB", sizes, detector, 14),
+        "classifier": registry.Entry("TSB", sizes, classifier, classifier="deit"),
     }
     monkeypatch.setattr(registry, "MODELS", entries)
 

@@ -11,7 +11,7 @@ from typing import Literal
 from huggingface_hub import hf_hub_download
 from torch import Tensor, nn
 
-from ..weights import model_zoo
+from ..weights import zoo
 from ..weights.converters.backbone import convert_backbone
 from ..weights.converters.classifier import convert_classifier
 from ..weights.differences import check_values, differences
@@ -136,10 +136,7 @@ def _read(
 ) -> dict[str, Tensor]:
     """Weights under this package's names, from wherever :func:`create_model` finds them."""
     if pretrained is True:
-        if entry.url is None:
-            raise ValueError(f"no weights were released for {name}: train it, or give their path")
-        released = None if entry.classifier or entry.released is None else model_zoo.get(entry.released)
-        path = local_path(entry.url) if released is None else model_zoo.fetch(released)
+        path = zoo.fetch(entry.model)
     else:
         source = fspath(pretrained)
         files = None

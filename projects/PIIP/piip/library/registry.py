@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import fnmatch
-import re
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from ..backbone import PIIP
 from ..branches.published import vit
 from ..flops.classifiers import from_scratch, pretrained_heads
-from ..weights import model_zoo
+from ..weights import zoo
 
 __all__ = ["MODELS", "Entry", "find", "list_models"]
 
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 _HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))  # (x - 127.5) / 127.5 on 8-bit pixels
-_CLASSIFIER_URL = "https://huggingface.co/OpenGVLab/PIIP/resolve/main/classification/{}.pth"
 
 
 @dataclass(frozen=True)
@@ -25,18 +23,14 @@ class Entry:
 
     letters: str
     sizes: tuple[int, ...]
-    released: str | None  # a row of the model zoo, or the name of a classifier's file
+    model: zoo.PublishedModel  # its row of the zoo
     window: int | None = None
     classifier: Literal["deit", "augreg", "scratch"] | None = None
 
     @property
     def url(self) -> str | None:
         """Where the released weights are; None where none were."""
-        if self.released is None:
-            return None
-        if self.classifier:
-            return _CLASSIFIER_URL.format(self.released)
-        return model_zoo.get(self.released).url
+        return self.model.url
 
     def build(self) -> PIIP:
         """The network, without pyramid or classifier, starting at random."""
@@ -67,20 +61,19 @@ class Entry:
 
 def _published() -> dict[str, Entry]:
     entries = {}
-    for released in model_zoo.RELEASED:
-        match = re.fullmatch(r"mask_rcnn_(piip_(tsbl|tsb|sbl)_([\d_]+))_1x", released.config)
-        if match:
-            sizes = tuple(int(size) for size in match[3].split("_"))
-            window = 14 if match[2] == "tsb" else 28
-            entries[match[1]] = Entry(match[2].upper(), sizes, released.name, window)
-    for letters, sizes in (("TSB", (368, 192, 128)), ("SBL", (320, 160, 96)), ("SBL", (384, 192, 128))):
-        is_deit = letters == "TSB"
-        models, side = letters.lower(), [str(size) for size in sizes]
-        file = f"piip_3branch_{models}_{'-'.join(side)}_cls_token_{'deit1' if is_deit else 'augreg'}"
-        entries[f"piip_{models}_{'_'.join(side)}.in1k"] = Entry(
-            letters, sizes, file, classifier="deit" if is_deit else "augreg"
-        )
-    entries["piip_b_512_256_128"] = Entry("", (512, 256, 128), None, classifier="scratch")
+    for model in zoo.models_of("detection"):
+        if model.branches:
+            letters = "".join(model.branches)
+            name = f"piip_{letters.lower()}_{model.sizes.replace('/', '_')}"
+            entries[name] = Entry(letters, model.image_sizes, model, model.window)
+    for model in zoo.models_of("classification"):
+        letters, sizes = "".join(model.branches), model.sizes.replace("/", "_")
+        if letters:
+            family: Literal["deit", "augreg"] = "deit" if model.pretraining == "DeiT" else "augreg"
+            name = f"piip_{letters.lower()}_{sizes}.in1k"
+            entries[name] = Entry(letters, model.image_sizes, model, classifier=family)
+        else:
+            entries[f"piip_b_{sizes}"] = Entry("", model.image_sizes, model, classifier="scratch")
     return entries
 
 
@@ -95,7 +88,7 @@ def list_models(pattern: str = "*", *, pretrained: bool = False) -> list[str]:
         pretrained: leave out those for which no weights were released.
     """
     names = fnmatch.filter(MODELS, pattern)
-    return sorted(name for name in names if MODELS[name].released or not pretrained)
+    return sorted(name for name in names if MODELS[name].model.released or not pretrained)
 
 
 def find(name: str) -> Entry:

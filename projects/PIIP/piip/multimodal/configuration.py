@@ -8,9 +8,10 @@ from typing import Any
 
 from transformers import LlavaConfig, PreTrainedConfig
 
-from ..weights.multimodal_zoo import find, published_model
+from ..weights.zoo import find
 from .official import tower_settings
 from .tower import FAMILIES
+from .towers import published_model
 
 __all__ = ["PIIPLlavaConfig", "PIIPVisionConfig"]
 
@@ -59,7 +60,7 @@ class PIIPVisionConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         if self.branches is None:
-            for name, value in tower_settings(published_model(find(_DEFAULT))).items():
+            for name, value in tower_settings(published_model(find(_DEFAULT, "multimodal"))).items():
                 setattr(self, name, value)
         assert self.branches is not None and self.image_sizes is not None and self.stages is not None
         last = [_last_map(b, ranges[-1][1]) for b, ranges in zip(self.branches, self.stages, strict=True)]
@@ -94,7 +95,7 @@ class PIIPVisionConfig(PreTrainedConfig):
         Raises:
             ValueError: there is none of that name.
         """
-        return cls.from_published(published_model(find(name)))
+        return cls.from_published(published_model(find(name, "multimodal")))
 
 
 class PIIPLlavaConfig(LlavaConfig):

@@ -15,7 +15,7 @@ from ..weights.converters import released_format
 from ..weights.converters.llava import convert_llava, to_official_llava
 from ..weights.files.state_dict import state_dict_of
 from ..weights.files.tensors import read_file, write_file
-from ..weights.multimodal_zoo import RELEASED
+from ..weights.zoo import models_of
 from .auto import PIIPLlavaConfig, PIIPLlavaForConditionalGeneration, PIIPLlavaProcessor
 from .configuration import PIIPVisionConfig
 from .processing import IMAGE_TOKEN
@@ -65,11 +65,12 @@ def _tower_name(folder: Path, config: Mapping[str, Any], given: str | None) -> s
     if given is not None:
         return given
     path = str(config.get("mm_vision_tower"))
-    found = [released.name for released in RELEASED if f"{released.name}." in f"{Path(path).name}."]
+    names = [model.name for model in models_of("multimodal")]
+    found = [name for name in names if f"{name}." in f"{Path(path).name}."]
     if not found:
         raise ValueError(
             f"{folder}/config.json names the tower '{path}', which is no released one: give --tower, one of "
-            f"{', '.join(released.name for released in RELEASED)}"
+            f"{', '.join(names)}"
         )
     return found[0]
 

@@ -8,8 +8,8 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from ..branches import CLIPBranch, Pretrained
-from ..weights.multimodal_zoo import find
 from ..weights.pretrained import load_pretrained
+from ..weights.zoo import find
 from .configuration import PIIPLlavaConfig, PIIPVisionConfig
 from .modeling import PIIPLlavaForConditionalGeneration
 from .processing import IMAGE_TOKEN, PIIPLlavaProcessor
@@ -32,7 +32,7 @@ def join(
         ConnectionError, FileNotFoundError, OSError: weights cannot be had.
         ValueError: there is no such tower, or weights do not fit.
     """
-    released = find(tower)
+    released = find(tower, "multimodal")
     tokenizer = AutoTokenizer.from_pretrained(language_model)
     tokenizer.add_tokens([IMAGE_TOKEN], special_tokens=True)
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.unk_token or tokenizer.eos_token

@@ -7,8 +7,8 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from ..weights.converters.settings import interaction, stages
-from ..weights.multimodal_zoo import BRANCH_MODELS, has_pre_logits
 from .tower import PIIPTower, TwoBranchProjector, tower_from_settings
+from .towers import BRANCH_MODELS, has_pre_logits
 
 __all__ = ["build_projector", "build_tower", "tower_settings"]
 
