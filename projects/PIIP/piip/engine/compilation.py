@@ -78,7 +78,7 @@ def _replace_forward(module: nn.Module, forward: Callable[..., Any]) -> None:
     module.forward = forward
 
 
-def compile_blocks(model: nn.Module, *, backend: str = "inductor") -> int:
+def compile_blocks(model: nn.Module, *, backend: str = "inductor") -> nn.Module:
     """Compile the parts of a model that :func:`compiled_parts` names, for any size of image and batch.
 
     Only `forward` is compiled: names of parameters stay, and what is hooked to a module, as FSDP is, runs
@@ -89,7 +89,7 @@ def compile_blocks(model: nn.Module, *, backend: str = "inductor") -> int:
         backend: of `torch.compile`.
 
     Returns:
-        How many parts there are.
+        The model.
     """
     own_checkpointing(model)
     parts = list(compiled_parts(model))
@@ -102,4 +102,4 @@ def compile_blocks(model: nn.Module, *, backend: str = "inductor") -> int:
     for part in parts:
         _share_drop_path(part)
         _replace_forward(part, torch.compile(part.forward, fullgraph=True, dynamic=True, backend=backend))
-    return len(parts)
+    return model

@@ -49,17 +49,17 @@ class AverageWeights:
         self.loaded = False
 
     def update(self, iteration: int) -> None:
-        """Take in the weights that an iteration, counted from 0, has left. The first is taken as it is."""
+        """Update with the weights after an iteration, counted from 0. The first update copies them."""
         self.ema.update(self.model, step=iteration + 1)
 
     def restart(self) -> None:
-        """Begin anew from the weights that the model has now."""
+        """Copy the weights that the model has now."""
         self.ema.set(self.model)
 
     @contextmanager
     @torch.no_grad()
     def swapped(self) -> Iterator[None]:
-        """The model has the average within the context, and its own weights again after it."""
+        """Within the context the model has the averaged weights."""
         self._swap()
         try:
             yield
@@ -78,14 +78,14 @@ class AverageWeights:
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Go on from an average that :meth:`state_dict` gave."""
+        """Continue from an average that :meth:`state_dict` returned."""
         for name, tensor in self.state_dict().items():
             tensor.copy_(state[name])
         self.loaded = True
 
 
 class EMAUpdate(HookBase):
-    """Lets an average take in the weights after each step."""
+    """Updates an average after each step."""
 
     def __init__(self, average: AverageWeights) -> None:
         self.average = average

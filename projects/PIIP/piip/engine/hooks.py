@@ -36,7 +36,7 @@ def training_hooks(
     schedule: HookBase | None = None,
     test: Callable[[], Mapping[str, Any]] | None = None,
 ) -> list[HookBase | None]:
-    """The hooks of a training in the order in which they run; None stands for those that this process skips.
+    """The hooks of a training in the order in which they run; None for those that this rank skips.
 
     Args:
         cfg: the config of `piip.engine.train.train`.
@@ -44,7 +44,7 @@ def training_hooks(
         checkpointer: writes its checkpoints.
         average: of its weights, if one is kept.
         schedule: of the learning rates; None for the config's `lr_multiplier`.
-        test: what an evaluation is, which returns metrics; None for the config's.
+        test: evaluates and returns metrics; None for the config's evaluation.
     """
     main_process = comm.is_main_process()
     batch_size = cfg.dataloader.train.total_batch_size
@@ -63,22 +63,22 @@ def training_hooks(
 
 
 def _checkpoints(cfg: DictConfig, checkpointer: Checkpointer) -> HookBase:
-    if isinstance(checkpointer, ShardedCheckpointer):  # all processes write, and it clears up by itself
+    if isinstance(checkpointer, ShardedCheckpointer):  # every rank writes, and it deletes old ones itself
         return ShardedCheckpoints(checkpointer, period=cfg.train.checkpointer.period)
     return PeriodicCheckpointer(checkpointer, **cfg.train.checkpointer)
 
 
 class ShardedCheckpoints(hooks.PeriodicCheckpointer):
-    """Detectron2's hook, which lets the last checkpoint be written before training ends."""
+    """Detectron2's hook, which waits at the end of training until the last checkpoint is written."""
 
     def after_train(self) -> None:
         self.checkpointer.wait()
 
 
 class PeriodicCheckpointer(hooks.PeriodicCheckpointer):
-    """Detectron2's, whose `max_to_keep` counts the checkpoints from before the run was stopped, too.
+    """Detectron2's hook, whose `max_to_keep` also counts the checkpoints written before a resumption.
 
-    All processes have it: where the weights of one are not finite, all end. The main one writes.
+    Every rank has it: where the weights of one are not finite, all stop. Rank 0 writes.
     """
 
     def after_step(self) -> None:
@@ -100,7 +100,7 @@ class PeriodicCheckpointer(hooks.PeriodicCheckpointer):
 
 
 class ProgressBar(HookBase):
-    """One line on a terminal that says how far training is; elsewhere nothing. Logs are printed above it."""
+    """A progress bar on a terminal; elsewhere nothing. Log lines are printed above it."""
 
     _bar: tqdm[Any] | None = None  # training may end before it begins
 

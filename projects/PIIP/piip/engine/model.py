@@ -1,4 +1,4 @@
-"""From a config to the model that is trained or evaluated, and to its place on the machine."""
+"""From a config to the model that is trained: build, compile, shard. And to the one that predicts."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def for_prediction(cfg: DictConfig, model: nn.Module) -> nn.Module:
 def prepare_model(
     cfg: DictConfig, settings: TrainSettings, *, weights_follow: bool
 ) -> tuple[nn.Module, nn.Module]:
-    """The config's model, compiled, laid out and spread over the processes as the settings say.
+    """The config's model, step by step: build, lay out, compile, shard or replicate, as the settings say.
 
     Args:
         cfg: a config.
@@ -79,13 +79,17 @@ def prepare_model(
     device, sharded = device_of(cfg), settings.parallel == "fsdp"
     model = build_for_sharding(cfg, weights_follow=weights_follow) if sharded else build_model(cfg)
     if settings.channels_last:
-        model.to(memory_format=torch.channels_last)
+        model = model.to(memory_format=torch.channels_last)
     if settings.compile:
-        compile_blocks(model)
+        model = compile_blocks(model)
     if sharded:
-        shard(model, device, settings.precision)
-        materialise(model, device)
-        return model, model
+        model = materialise(shard(model, device, settings.precision), device)
+    return model, model if sharded else _data_parallel(cfg, model)
+
+
+def _data_parallel(cfg: DictConfig, model: nn.Module) -> nn.Module:
+    """The model under DDP where there are several processes."""
     # DDP takes no device ids on the CPU, where Detectron2 would still pass the local rank.
-    on_cpu: dict[str, Any] = {"device_ids": None} if device.type == "cpu" else {}
-    return model, create_ddp_model(model, **cfg.train.get("ddp", {}), **on_cpu)
+    on_cpu: dict[str, Any] = {"device_ids": None} if device_of(cfg).type == "cpu" else {}
+    wrapped: nn.Module = create_ddp_model(model, **cfg.train.get("ddp", {}), **on_cpu)
+    return wrapped

@@ -29,19 +29,19 @@ class TrainSettings:
         tta: evaluate and predict with the test-time augmentation that the config's `tta` describes.
         parallel: how several processes share the work. "ddp": each holds the whole model. "fsdp": weights,
             gradients and optimizer are sharded over all, see `piip.engine.distributed.sharding`.
-        accumulate: parts in which a process works through its share of the batch, one after the other; the
-            gradients add up to one step. `dataloader.train.total_batch_size` stays the batch of a step.
-        clip_grad_norm: longest gradient, in the norm over all parameters; longer ones are shortened to it,
-            and the norm is logged as "grad_norm". 0 for no clipping.
-        reference_batch_size: batch that `optimizer.lr` is meant for; with another one in
-            `dataloader.train.total_batch_size` the learning rate is scaled. 0 leaves it as it is.
-        lr_scaling: by the ratio of the batches, "linear", or by its root, "sqrt".
-        ema_decay: share of the moving average of the weights that an iteration leaves, such as 0.9998; the
-            average is evaluated and saved beside the weights. 0 for none.
+        accumulate: micro-batches per step and process, whose gradients are summed.
+            `dataloader.train.total_batch_size` stays the number of images per step.
+        clip_grad_norm: maximum gradient norm over all parameters; the norm is logged as "grad_norm". 0
+            disables clipping.
+        reference_batch_size: batch size that `optimizer.lr` is meant for; the learning rate is scaled where
+            `dataloader.train.total_batch_size` is another. 0 disables scaling.
+        lr_scaling: by the ratio of the batch sizes, "linear", or by its square root, "sqrt".
+        ema_decay: decay of the exponential moving average of the weights, such as 0.9998; it is evaluated and
+            saved beside the weights. 0 disables it.
         ema_warmup: let the decay grow towards `ema_decay`, as 1 - (1 + iteration)**(-2/3).
         compile: compile the blocks of branches and interactions, see `piip.engine.compilation`.
         channels_last: keep the weights of convolutions channels-last.
-        skip_nonfinite: steps in a row with an infinite or NaN loss that are passed over.
+        skip_nonfinite: consecutive steps with an infinite or NaN loss that are skipped.
         pictures: images on which every evaluation draws what the model finds.
         log: "tensorboard", or "wandb" for Weights & Biases beside it; `train.wandb` may then hold arguments
             of `wandb.init`.
@@ -71,7 +71,7 @@ class TrainSettings:
                 raise ValueError(f"train.{name} is '{getattr(self, name)}': use one of {', '.join(choices)}")
         if self.accumulate < 1:
             raise ValueError(
-                f"train.accumulate is {self.accumulate}: use 1 for the batch as a whole, or more"
+                f"train.accumulate is {self.accumulate}: expected a number of micro-batches, at least 1"
             )
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"train.ema_decay is {self.ema_decay}: use 0 for none, or a share below 1")

@@ -56,8 +56,8 @@ class Trainer(SimpleTrainer):
             seed: of this run, in [0, 2**32); the same on all ranks. `load_state_dict` replaces it.
             precision: "float32" or "bfloat16".
             float32_heads: that precision is for the model's backbone, without its neck, only.
-            accumulate: parts that a batch, a list then, is worked through in; see :meth:`run_step`.
-            clip_grad_norm: longest gradient; 0 for no clipping.
+            accumulate: micro-batches per step; a batch is a list then, see :meth:`run_step`.
+            clip_grad_norm: maximum gradient norm; 0 disables clipping.
             guard: what to do when a loss is not finite; by default training stops.
         """
         super().__init__(model, data_loader, optimizer)
@@ -73,13 +73,13 @@ class Trainer(SimpleTrainer):
     def run_step(self) -> None:
         """One iteration.
 
-        With `accumulate`, the parts of the batch go through the model one after the other, each loss weighted
-        by its part's share of the images. That is the gradient of the whole batch where a loss is a mean over
-        images; where it is a mean over something else (foreground boxes, say), each part has its own mean.
+        With `accumulate`, each loss is weighted by its micro-batch's share of the images. The gradient is
+        that of the whole batch where a loss is a mean over images. A loss that is a mean over something else,
+        such as foreground boxes, is averaged per micro-batch.
 
         Raises:
             DataError: there is no batch; the weights are as the last step left them.
-            FloatingPointError: a loss is infinite or NaN, and once too often; the weights likewise.
+            FloatingPointError: a loss is infinite or NaN, once more than is tolerated; the weights likewise.
         """
         start = time.perf_counter()
         batch = self._next_batch()
@@ -87,12 +87,12 @@ class Trainer(SimpleTrainer):
         seed_all(mix_seed(self.seed, comm.get_rank(), self.iter))
         self.optimizer.zero_grad()
         losses: dict[str, torch.Tensor] = {}
-        parts = list(self._parts(batch))
-        for number, (part, share) in enumerate(parts, start=1):
-            # FSDP reduces after each part: gradients that wait for the last would be those of the whole model
-            waits = number < len(parts) and isinstance(self.model, DistributedDataParallel)
+        micro_batches = list(self._micro_batches(batch))
+        for number, (micro_batch, share) in enumerate(micro_batches, start=1):
+            # FSDP reduces after each: to delay that, it would have to keep the gradients of the whole model
+            waits = number < len(micro_batches) and isinstance(self.model, DistributedDataParallel)
             with self.model.no_sync() if waits else nullcontext():
-                weighted = self._backward(part, share)
+                weighted = self._backward(micro_batch, share)
             if weighted is None:
                 self.optimizer.zero_grad()
                 self.completed = self.iter
@@ -114,22 +114,22 @@ class Trainer(SimpleTrainer):
         finally:
             self._data_loader_iter_obj = None
 
-    def _parts(self, batch: Any) -> Iterator[tuple[Any, float]]:
-        """A batch in `accumulate` parts as even as can be, each with its share of the images."""
+    def _micro_batches(self, batch: Any) -> Iterator[tuple[Any, float]]:
+        """`accumulate` micro-batches of almost equal size, each with its share of the images."""
         if self.accumulate == 1:
             yield batch, 1.0
             return
         if len(batch) < self.accumulate:
             raise ValueError(
-                f"train.accumulate={self.accumulate} splits batches of {len(batch)} images a process: use "
-                "at most as many parts, or a larger dataloader.train.total_batch_size"
+                f"train.accumulate={self.accumulate} splits batches of {len(batch)} images per process: use "
+                "at most as many micro-batches, or a larger dataloader.train.total_batch_size"
             )
         ends = [len(batch) * number // self.accumulate for number in range(self.accumulate + 1)]
         for first, end in itertools.pairwise(ends):
             yield batch[first:end], (end - first) / len(batch)
 
     def _backward(self, batch: Any, share: float) -> dict[str, torch.Tensor] | None:
-        """Add the gradient of a part of a batch; returns its losses, weighted; None to leave the step out."""
+        """Add the gradient of a micro-batch. Returns its losses, weighted; None to skip the step."""
         losses: dict[str, torch.Tensor] = {}
         problem = ""
         try:

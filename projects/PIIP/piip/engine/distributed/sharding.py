@@ -139,7 +139,7 @@ def shard(model: nn.Module, device: torch.device, precision: str) -> nn.Module:
     return model
 
 
-def materialise(model: nn.Module, device: torch.device) -> None:
+def materialise(model: nn.Module, device: torch.device) -> nn.Module:
     """Give the parts of a sharded model that are on the meta device memory, this process's share, unset.
 
     What no file of weights has to hold is set: layer scales start as built.
@@ -161,6 +161,7 @@ def materialise(model: nn.Module, device: torch.device) -> None:
     for module in absent:
         if isinstance(module, LayerScale):
             module.reset_parameters()
+    return model
 
 
 @torch.no_grad()

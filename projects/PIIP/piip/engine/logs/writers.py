@@ -28,9 +28,9 @@ _LOGS = ("tensorboard", "wandb")
 class Logs(hooks.PeriodicWriter):
     """Writes metrics every `train.log_period` iterations; for the main process.
 
-    To the log, to metrics.json, to TensorBoard, and with `train.log="wandb"` to Weights & Biases, too;
-    `train.wandb` then holds arguments of `wandb.init`, such as the project. A run that goes on continues its
-    records: what it is going to do again is taken out of them.
+    To the log, to metrics.json, to TensorBoard and, with `train.log="wandb"`, to Weights & Biases;
+    `train.wandb` then holds arguments of `wandb.init`, such as the project. A resumed run continues its
+    records, without those of the iterations that it repeats.
     """
 
     def __init__(self, cfg: DictConfig) -> None:
@@ -43,6 +43,7 @@ class Logs(hooks.PeriodicWriter):
         """
         super().__init__([], period=cfg.train.log_period)
         self._cfg, self._log = cfg, cfg.train.get("log", "tensorboard")
+        self._last_step = -1
         if self._log not in _LOGS:
             raise ValueError(f"train.log is '{self._log}': use one of {', '.join(_LOGS)}")
 
@@ -54,23 +55,34 @@ class Logs(hooks.PeriodicWriter):
         if self._log == "wandb":
             # before TensorBoard's, which forgets pictures once it has written them
             settings = self._cfg.train.get("wandb") or {}
-            self._writers.append(WandbWriter(folder, self._cfg, goes_on=start > 0, **settings))
+            self._writers.append(WandbWriter(folder, self._cfg, resumed=start > 0, **settings))
         self._writers += [
             CommonMetricPrinter(self._cfg.train.max_iter),
             JSONWriter(str(folder / "metrics.json")),
             TensorboardXWriter(str(folder), purge_step=start),
         ]
 
+    def after_step(self) -> None:
+        self._last_step = self.trainer.iter  # noted first: Ctrl-C may come while the writers write
+        super().after_step()
+
+    def after_train(self) -> None:
+        """Write what hooks added after the last step, and close."""
+        for writer in self._writers:
+            if self.trainer.iter != self._last_step:  # Detectron2's printer fails on an iteration twice
+                writer.write()
+            writer.close()
+
 
 class WandbWriter(EventWriter):
-    """Scalars and pictures to Weights & Biases; a run that goes on goes on there, too.
+    """Scalars and pictures to Weights & Biases; a resumed run is resumed there, too.
 
     WANDB_MODE=offline keeps all in the output folder, for `wandb sync` later.
 
     Args:
         folder: the output folder, which also keeps the run's id.
         cfg: the config, shown with the run.
-        goes_on: whether this continues the run whose id is there.
+        resumed: whether to resume the run whose id is there.
         settings: further arguments of `wandb.init`.
 
     Raises:
@@ -78,7 +90,7 @@ class WandbWriter(EventWriter):
     """
 
     def __init__(
-        self, folder: str | os.PathLike[str], cfg: DictConfig, *, goes_on: bool, **settings: Any
+        self, folder: str | os.PathLike[str], cfg: DictConfig, *, resumed: bool, **settings: Any
     ) -> None:
         try:
             import wandb
@@ -88,7 +100,7 @@ class WandbWriter(EventWriter):
             ) from error
         self._wandb = wandb
         kept = Path(folder, "wandb-id.txt")
-        run_id = kept.read_text() if goes_on and kept.is_file() else None
+        run_id = kept.read_text() if resumed and kept.is_file() else None
         # what is in a config may be a class or function: as text
         shown = json.loads(json.dumps(OmegaConf.to_container(cfg), default=str))
         self._run = wandb.init(
