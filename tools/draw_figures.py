@@ -68,7 +68,7 @@ def draw_architecture(args: argparse.Namespace) -> Any:
 
 
 def draw_sampling(args: argparse.Namespace) -> Any:
-    """The figure of a model's sampling points, a panel a direction."""
+    """The figure of a model's sampling points, one panel per direction."""
     from matplotlib.figure import Figure
 
     from lab.sampling import backbone_input, draw_sampling, sampling_points

@@ -85,7 +85,7 @@ def sampling_points(piip: PIIP, image: Tensor, stage: int = -1) -> list[Sampling
         stage: whose interaction; -1 for the last.
 
     Returns:
-        One entry a direction, in the order in which they run.
+        One entry per direction, in the order in which they run.
 
     Raises:
         ValueError: there are no interactions, or they have no deformable attention.
@@ -126,7 +126,7 @@ def sampling_points(piip: PIIP, image: Tensor, stage: int = -1) -> list[Sampling
 def draw_sampling(
     axes: Axes, image: Image, points: SamplingPoints, queries: Sequence[tuple[float, float]]
 ) -> None:
-    """Draw what some places of an image look at: a cross each, and its points, larger where they weigh more.
+    """Draw what some places of an image look at: one cross each, and its points, larger with their weight.
 
     Args:
         axes: to draw on.

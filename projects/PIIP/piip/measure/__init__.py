@@ -1,4 +1,4 @@
-"""What whole models cost: operations, latency, memory, and the operator's share of it."""
+"""Operations of whole models, counted on the meta device."""
 
 from ..extras import explain_missing
 

@@ -1,1 +1,1 @@
-"""A page to try models on: how an image is analysed, and how that is shown. Only `page` needs Gradio."""
+"""The web page: analysing an image and showing the result. Only `page` and `server` need Gradio."""

@@ -53,7 +53,7 @@ def chosen(instances: Instances, threshold: float, classes: Collection[int]) -> 
 
 
 def _colours(metadata: Metadata, key: str) -> Any:
-    """A colour a class, ``(N, 3)`` in [0, 1], RGB."""
+    """One colour per class, ``(N, 3)`` in [0, 1], RGB."""
     own = metadata.get(key)
     return np.asarray(own if own is not None else colormap(rgb=True), dtype=float) / 255
 

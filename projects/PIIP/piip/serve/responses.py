@@ -26,7 +26,7 @@ class Response:
 
     Attributes:
         name: "branch 1", ..., "merged".
-        picture: a colour a cell, ``(h, w, 3)``, uint8, RGB.
+        picture: one colour per cell, ``(h, w, 3)``, uint8, RGB.
         explained: share of the features' variance that the colours show.
         seen: height and width of the image that the branch looks at, in pixels; None for the merged map.
         channels: of the map.

@@ -1,4 +1,4 @@
-"""How long the parts of a model take."""
+"""Time that the components of a model take."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["timed"]
 
 @contextmanager
 def timed(model: nn.Module, piip: PIIP) -> Iterator[dict[str, float]]:
-    """Time the parts of a model while the context lasts.
+    """Time the components of a model while the context lasts.
 
     Args:
         model: a detector or a segmentor, with the PIIP inside its `backbone`.
@@ -27,18 +27,18 @@ def timed(model: nn.Module, piip: PIIP) -> Iterator[dict[str, float]]:
     Yields:
         Filled when the context ends, in seconds: "branch1", ..., "interactions", "merge", "resizing" (the
         rest of the PIIP), "neck" (the rest of the backbone) and "heads" (the rest: heads, and what is made of
-        them). On a GPU the parts are waited for, which takes a little longer than without timing.
+        them). On a GPU each component is waited for, which takes a little longer than without timing.
     """
     spent: dict[str, float] = defaultdict(float)
     starts: dict[nn.Module, float] = {}
-    parts: dict[nn.Module, str] = {model: "all", model.backbone: "backbone", piip: "piip"}  # type: ignore[dict-item]
+    components: dict[nn.Module, str] = {model: "all", model.backbone: "backbone", piip: "piip"}  # type: ignore[dict-item]
     for number, branch in enumerate(piip.branches, start=1):
         # a branch is run by methods: what is called are its blocks, and children that hold none of them
         blocks = set(branch.blocks)
         called = [child for child in branch.children() if blocks.isdisjoint(child.modules())]
-        parts.update(dict.fromkeys([*branch.blocks, *called], f"branch{number}"))
-    parts.update(dict.fromkeys(piip.interactions, "interactions"))
-    parts.update(dict.fromkeys([*piip.taps.values(), *([piip.merge] if piip.merge else [])], "merge"))
+        components.update(dict.fromkeys([*branch.blocks, *called], f"branch{number}"))
+    components.update(dict.fromkeys(piip.interactions, "interactions"))
+    components.update(dict.fromkeys([*piip.taps.values(), *([piip.merge] if piip.merge else [])], "merge"))
 
     def now() -> float:
         if torch.cuda.is_available():
@@ -49,11 +49,11 @@ def timed(model: nn.Module, piip: PIIP) -> Iterator[dict[str, float]]:
         starts[module] = now()
 
     def end(module: nn.Module, *_: Any) -> None:
-        spent[parts[module]] += now() - starts.pop(module)
+        spent[components[module]] += now() - starts.pop(module)
 
     handles = [
         handle
-        for module in parts
+        for module in components
         for handle in (module.register_forward_pre_hook(begin), module.register_forward_hook(end))
     ]
     seconds: dict[str, float] = {}
