@@ -48,12 +48,12 @@ def set_square(size: int) -> None:
     dataloader.test.mapper.augmentations = [L(T.ResizeShortestEdge)(short_edge_length=size, max_size=size)]
 
 
-def set_branches(branches: list[Any], *sizes: int) -> None:
-    """Give the detector its branches, the largest model first, and their sizes, the smallest model first.
+def set_branches(branches: list[Any], image_sizes: list[int]) -> None:
+    """Give the detector its branches and their image sizes, the largest model first, as in `PIIP`.
 
-    A fraction of the learning rate a layer is 0.7 where B is the largest model, 0.8 where it is L.
+    The layer-wise decay of the learning rate is 0.7 where B is the largest model, 0.8 where it is L.
     """
     model.backbone.piip.branches = branches
-    model.backbone.piip.image_sizes = list(reversed(sizes))
+    model.backbone.piip.image_sizes = image_sizes
     optimizer.params.layer_decay_rate = {12: 0.7, 24: 0.8}[branches[0].depth]
-    set_square(max(sizes))
+    set_square(max(image_sizes))
