@@ -256,7 +256,14 @@ def test_fixed(case: str) -> None:
     assert not checked.skipped
     ((kind, (count, first)),) = checked.fixed.items()
     assert reason in kind and count == (2 if case == "id 3" else 1)
-    assert first.startswith("annotations[0], id ") and first.endswith(" of a.png")
+    assert first.startswith("annotations[0], id ") and first.endswith(" of 'a.png'")
+
+
+def test_crowds_alone_are_said() -> None:
+    crowds = [{**annotation, "iscrowd": "true"} for annotation in SOUND["annotations"]]
+    checked = sanitize_annotations({**SOUND, "annotations": crowds})
+    assert checked.remarks == ["all annotations are crowds, which are neither learned nor measured"]
+    assert not sanitize_annotations({**SOUND, "annotations": [crowds[0], SOUND["annotations"][1]]}).remarks
 
 
 def test_fields_that_may_be_absent() -> None:
@@ -320,7 +327,10 @@ IMAGES: dict[str, tuple[Any, str]] = {
     "huge": ({"height": 10**9}, "of an impossible size"),
     **{f"id {id_}": ({"id": id_}, "without an id") for id_ in (None, 1.5, [], {}, True, "", HUGE)},
     "a number and a name": ({"id": "x"}, "whose id is no number as the others' are"),
-    **{f"name {name}": ({"file_name": name}, "without a file name") for name in (None, "", 7, ["a"], "a\0")},
+    **{
+        f"name {name}": ({"file_name": name}, "without a file name")
+        for name in (None, "", 7, ["a"], "a\0", "\ud800.png")
+    },
     "number": (7, "that are not JSON objects"),
     "twice": ({**OTHER}, "listed twice"),
 }
@@ -359,7 +369,15 @@ def test_images_named_by_text() -> None:
 def test_one_file_under_two_ids_is_said() -> None:
     """Each of the two entries may have the other's objects as background."""
     checked = sanitize_annotations({**SOUND, "images": [IMAGE, {**OTHER, "file_name": "a.png"}]})
-    assert checked.remarks == ["1 files are listed under several image ids (first: a.png)"]
+    assert checked.remarks == ["1 files are listed under several image ids (first: 'a.png')"]
+
+
+def test_file_names_of_any_kind(tmp_path: Path) -> None:
+    """Line breaks and bytes that are no UTF-8 are escaped where they are said."""
+    images = [{**IMAGE, "file_name": "a\nb\udcff.png", "width": "6"}, OTHER]
+    checked = sanitize_annotations({**SOUND, "images": images})
+    assert checked.content["images"][0]["file_name"] == "a\nb\udcff.png"
+    assert str(checked).endswith(r"(first: images[0], id 1 of 'a\nb\udcff.png')")
 
 
 def test_images_with_one_id(tmp_path: Path) -> None:

@@ -217,7 +217,7 @@ def _images(entries: list[Any], result: SanitizedAnnotations) -> dict[Any, dict[
     files = Counter(image["file_name"] for image in images.values())
     if repeated := [file for file, count in files.items() if count > 1]:
         result.remarks.append(
-            f"{len(repeated)} files are listed under several image ids (first: {repeated[0]})"
+            f"{len(repeated)} files are listed under several image ids (first: {repeated[0]!r})"
         )
     texts = [id_ for id_ in images if isinstance(id_, str)]
     if len(texts) < len(images):  # NumPy, which evaluation sorts them by, would make all of them text
@@ -232,7 +232,7 @@ def _image(entry: Any) -> dict[str, Any]:
     if not isinstance(entry, dict):
         raise UnusableError("that are not JSON objects")
     name = entry.get("file_name")
-    if not isinstance(name, str) or not name or "\0" in name:
+    if not isinstance(name, str) or not name or "\0" in name or not _is_encodable(name):
         raise UnusableError("without a file name")
     if (id_ := _image_id(entry.get("id"))) is None:
         raise UnusableError("without an id")
@@ -242,6 +242,13 @@ def _image(entry: Any) -> dict[str, Any]:
     if height * width >= LARGEST_IMAGE:
         raise UnusableError("of an impossible size")
     return _replaced(entry, {"id": id_, "height": height, "width": width})
+
+
+def _is_encodable(name: str) -> bool:
+    try:
+        return bool(os.fsencode(name))
+    except UnicodeEncodeError:
+        return False
 
 
 def _image_id(value: Any) -> int | str | None:
@@ -296,6 +303,8 @@ def _annotations(
                 "annotations whose id is no positive number of their own", partial(where, position)
             )
         kept = [{**annotation, "id": number} for number, annotation in enumerate(kept, start=1)]
+    if kept and all(annotation["iscrowd"] for annotation in kept):
+        result.remarks.append("all annotations are crowds, which are neither learned nor measured")
     sizes = [[images[a["image_id"]][side] for side in ("width", "height")] for a in kept]
     said, first = doubt_box_format([annotation["bbox"] for annotation in kept], extents, sizes)
     if said:
@@ -307,8 +316,9 @@ def _place(section: str, position: int, entry: Any, image: Mapping[str, Any] | N
     """Where an entry is: its position, its id and the file of its image."""
     if not isinstance(entry, dict):
         return f"{section}[{position}] {shown(entry)}"
-    file = (image or entry).get("file_name", f"image {shown(entry.get('image_id'))}")
-    return f"{section}[{position}], id {shown(entry.get('id'))} of {file}"
+    file = (image or entry).get("file_name")
+    of = f"image {shown(entry.get('image_id'))}" if file is None else repr(file)  # escapes line breaks
+    return f"{section}[{position}], id {shown(entry.get('id'))} of {of}"
 
 
 def _annotation(
