@@ -20,8 +20,8 @@ from detectron2.data.datasets import register_coco_instances
 from detectron2.structures import BitMasks, Boxes, Instances
 from pycocotools import mask as coco_mask
 
+from lab.compare import compare
 from piip.detection.annotations import read_annotations, sanitize_annotations
-from piip.detection.compare import compare
 from piip.detection.data import dataset_dicts, register_coco
 from piip.detection.evaluation import COCOEvaluator
 from piip.detection.lvis import read_lvis, register_lvis
