@@ -6,11 +6,11 @@ from pathlib import Path
 from setuptools import setup
 
 sys.path.insert(0, str(Path(__file__).parent / "building"))
-from extension import BuildWhatBuilds, extension, wants_cuda
+from extension import COMMANDS, extension, wants_cuda
 
 setup(
     packages=["piip_ops"],
     package_dir={"piip_ops": "."},
     ext_modules=[extension(wants_cuda())],
-    cmdclass={"build_ext": BuildWhatBuilds},
+    cmdclass=COMMANDS,
 )

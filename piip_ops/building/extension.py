@@ -19,6 +19,7 @@ if find_spec("torch") is None:  # an isolated build: the torch that the operator
 
 import torch
 from setuptools import Extension
+from setuptools.command.build_py import build_py
 from setuptools.errors import BaseError
 from torch.utils.cpp_extension import CUDA_HOME, BuildExtension, CppExtension, CUDAExtension
 
@@ -62,6 +63,14 @@ def extension(cuda: bool) -> Extension:
     return built
 
 
+class LeaveOutSetup(build_py):
+    """Leaves setup.py out, which lies among the package's modules."""
+
+    def find_package_modules(self, package: str, package_dir: str) -> list[tuple[str, str, str]]:
+        found = super().find_package_modules(package, package_dir)
+        return [entry for entry in found if entry[:2] != ("piip_ops", "setup")]
+
+
 class BuildWhatBuilds(BuildExtension):
     """Falls back from CUDA to CPU kernels, and from those to none, with one warning."""
 
@@ -85,3 +94,5 @@ class BuildWhatBuilds(BuildExtension):
 
 if wants_cuda() and not torch.cuda.is_available():
     os.environ.setdefault("TORCH_CUDA_ARCH_LIST", "8.0;9.0+PTX")
+
+COMMANDS = {"build_ext": BuildWhatBuilds, "build_py": LeaveOutSetup}
