@@ -18,7 +18,7 @@ _OF_A_RUN = ("last_checkpoint", "metrics.json")  # where one of them is, a run h
 _FILES = (
     *("last_checkpoint", "model_[0-9]*", "model_final*", "config.yaml*", "environment.txt", "log.txt*"),
     *("metrics.json", "metrics.*.json", "events.out.tfevents.*", "wandb", "wandb-id.txt"),
-    *("predictions", "ema", "*_instances_results.json", "nonfinite-*.json"),
+    *("predictions", "ema", "*_instances_results.json", "instances_predictions.pth", "nonfinite-*.json"),
 )
 _FOLDER = "previous-"
 
