@@ -109,8 +109,8 @@ class Call {
       problem.grad_value = mutable_rows_of(grad_value);
       problem.grad_points = mutable_rows_of(grad_points);
       problem.grad_mixing = mutable_rows_of(grad_mixing);
-      // Two passes are twice the work: worth it where most threads would be idle in one.
-      if (at::get_num_threads() >= 4 * problem.batch * problem.head_groups()) {
+      // Two passes are three times the work: worth it where most threads would be idle in one.
+      if (at::get_num_threads() >= 8 * problem.batch * problem.head_groups()) {
         run_backward(Pass::kPoints);
         run_backward(Pass::kValue);
       } else {
