@@ -21,7 +21,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
 
     # imported here: --help needs none of it
-    from piip.weights.zoo import TASKS, markdown_table, models_of
+    from lab.zoo_table import markdown_table
+    from piip.weights.zoo import TASKS, models_of
 
     if not args.check:
         print("\n\n".join(map(markdown_table, TASKS)))

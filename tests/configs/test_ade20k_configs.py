@@ -15,12 +15,13 @@ require.detectron2()
 from detectron2.config import LazyConfig, instantiate
 
 from lab.zoo_check import check_segmentor
+from lab.zoo_table import markdown_table
 from piip import PIIP
 from piip.engine.checkpoints.convert import convert_checkpoint
 from piip.flops import build_on_meta
 from piip.measure.cost import detector_cost, load_detector
 from piip.weights.converters.segmentor import convert_segmentor, to_official_segmentor
-from piip.weights.zoo import PublishedModel, markdown_table, models_of
+from piip.weights.zoo import PublishedModel, models_of
 
 REPOSITORY = Path(__file__).parents[2]
 SEGMENTORS = models_of("segmentation")

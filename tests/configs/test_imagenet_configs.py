@@ -17,13 +17,14 @@ require.detectron2()
 
 from detectron2.config import instantiate
 
+from lab.recipes import build_classifier_row
 from lab.tables import published_rows, reproduce
 from lab.zoo_check import check_classifier
+from lab.zoo_table import markdown_table
 from piip.engine.config import load_config
 from piip.flops import build_on_meta, published_cost
-from piip.flops.classifiers import build_classifier_row
 from piip.weights.converters.classifier import convert_classifier
-from piip.weights.zoo import PublishedModel, markdown_table, models_of
+from piip.weights.zoo import PublishedModel, models_of
 
 REPOSITORY = Path(__file__).parents[2]
 CLASSIFIERS = models_of("classification")

@@ -9,12 +9,11 @@ from functools import cache
 from importlib import resources
 from typing import Any
 
+from lab.recipes import CannotBuild, build_classifier_row, build_row, letters_and_sizes
 from piip import PIIP
 from piip.branches import ViTBranch
 from piip.flops.actual import actual_cost, padded_tokens, run_blocks, token_shapes
-from piip.flops.classifiers import build_classifier_row
 from piip.flops.published import published_cost
-from piip.flops.recipes import CannotBuild, build_row, letters_and_sizes
 from piip.flops.tracing import build_on_meta
 from piip.interaction import Link
 from piip.neck import DeconvPyramid

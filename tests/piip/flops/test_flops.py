@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from lab.recipes import CannotBuild, build_row
 from lab.tables import TABLES, published_rows, reproduce
 from piip import PIIP, InteractionConfig
 from piip.branches import ConvNeXtBranch, ViTBranch
@@ -21,7 +22,6 @@ from piip.flops import (
     format_rows,
     published_cost,
 )
-from piip.flops.recipes import CannotBuild, build_row
 from piip.neck import DeconvPyramid
 from piip_ops import deform_cross_attn, ms_deform_attn
 

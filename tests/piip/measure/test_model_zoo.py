@@ -13,8 +13,9 @@ from ... import require
 require.detectron2()
 
 from lab.zoo_check import check
+from lab.zoo_table import markdown_table
 from piip.weights import zoo
-from piip.weights.zoo import PublishedModel, config_for, fetch, find, markdown_table, models_of
+from piip.weights.zoo import PublishedModel, config_for, fetch, find, models_of
 
 REPOSITORY = Path(__file__).parents[3]
 CONFIGS = REPOSITORY / "configs" / "COCO"

@@ -8,8 +8,8 @@ from typing import Any, Literal
 
 from ..backbone import PIIP
 from ..branches.published import vit
-from ..flops.classifiers import from_scratch, pretrained_heads
 from ..weights import zoo
+from .classifiers import from_scratch, pretrained_heads
 
 __all__ = ["MODELS", "Entry", "find", "list_models"]
 

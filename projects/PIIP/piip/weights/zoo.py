@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -18,13 +18,11 @@ __all__ = [
     "config_for",
     "fetch",
     "find",
-    "markdown_table",
     "models_of",
 ]
 
 Task = Literal["detection", "segmentation", "classification", "multimodal"]
 TASKS: tuple[Task, ...] = ("detection", "segmentation", "classification", "multimodal")
-_FOLDERS = {"detection": "COCO", "segmentation": "ADE20K", "classification": "ImageNet"}
 _URL = "https://huggingface.co/OpenGVLab/PIIP/resolve/main/{}/{}.pth"
 _BYTES_PER_PARAMETER = 2  # bfloat16, the smallest type in which anything was released
 
@@ -334,75 +332,3 @@ def config_for(model: PublishedModel, weights: Path) -> str:
         return model.config
     embedding = read_state(weights)["backbone.branch4.patch_embed.proj.weight"]
     return model.second_s if len(embedding) == 384 else model.config
-
-
-def _link(model: PublishedModel) -> str:
-    text = f"{model.model}, DINO" if model.config.startswith("dino") else model.model
-    return f"[{text}](../../configs/{_FOLDERS[model.task]}/{model.config}.py)"
-
-
-def _published(model: PublishedModel) -> str:
-    return "-" if model.gflops_published is None else f"{model.gflops_published:.0f}"
-
-
-def _score(name: str) -> Callable[[PublishedModel], str]:
-    return lambda model: str(model.scores.get(name, "-"))
-
-
-def _weights(model: PublishedModel) -> str:
-    if not model.released:
-        return "none released"
-    return f"[released]({model.url})" if model.url else "released"
-
-
-_MODEL, _SIZES = ("model", _link), ("image sizes", lambda m: m.sizes)
-_GFLOPS: Callable[[PublishedModel], str] = lambda m: f"{_published(m)} / {m.gflops:.0f}"  # noqa: E731
-_COLUMNS: dict[Task, tuple[tuple[str, Callable[[PublishedModel], str]], ...]] = {
-    "detection": (
-        _MODEL,
-        _SIZES,
-        ("pretraining", lambda m: m.pretraining),
-        ("params (M)", lambda m: f"{m.params_m:.1f}"),
-        ("GFLOPs published / actual", _GFLOPS),
-        ("box AP", _score("box AP")),
-        ("mask AP", _score("mask AP")),
-        ("weights", _weights),
-    ),
-    "segmentation": (
-        _MODEL,
-        _SIZES,
-        ("backbone params (M)", lambda m: f"{m.params_m:.1f}"),
-        ("backbone GFLOPs published / actual", _GFLOPS),
-        ("neck and head GFLOPs", lambda m: f"{m.head_gflops:.0f}"),
-        ("mIoU published", _score("mIoU")),
-        ("weights", _weights),
-    ),
-    "classification": (
-        _MODEL,
-        _SIZES,
-        ("pretraining", lambda m: m.pretraining or "none"),
-        ("params (M) published / actual", lambda m: f"{m.params_m_published:g} / {m.params_m:.1f}"),
-        ("GFLOPs published / actual", lambda m: f"{m.gflops_published} / {m.gflops}"),
-        ("top-1 published", _score("top-1")),
-        ("weights", _weights),
-    ),
-    "multimodal": (
-        ("towers", lambda m: f"{m.model} (Plus)" if "plus" in m.name else m.model),
-        _SIZES,
-        ("language model", lambda m: f"Vicuna 1.5 {m.language_model}"),
-        ("tower params (M)", lambda m: f"{m.params_m:.1f}"),
-        ("tower GFLOPs published / actual", _GFLOPS),
-        *((name, _score(name)) for name in (*BENCHMARKS, "mean")),
-        ("weights", lambda m: f"`{m.name}`"),
-    ),
-}
-_TEXT = {"model", "image sizes", "pretraining", "towers", "language model", "weights"}
-
-
-def markdown_table(task: Task) -> str:
-    """The table of a task on the project page."""
-    titles = [title for title, _ in _COLUMNS[task]]
-    rule = "|".join("---" if title in _TEXT else "--:" for title in titles)
-    rows = [f"| {' | '.join(titles)} |", f"|{rule}|"]
-    rows += [f"| {' | '.join(cell(m) for _, cell in _COLUMNS[task])} |" for m in models_of(task)]
-    return "\n".join(rows)

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
-from ..backbone import PIIP
-from ..branches import Branch, published
-from ..branches.published import VIT_SIZES, PublishedBranch
-from ..interaction import InteractionConfig, Link
+from piip.backbone import PIIP
+from piip.branches import Branch, published
+from piip.branches.published import VIT_SIZES, PublishedBranch
+from piip.interaction import InteractionConfig, Link
+from piip.library.classifiers import from_scratch, pretrained_heads
 
-__all__ = ["CannotBuild", "build_row"]
+__all__ = ["CannotBuild", "build_classifier_row", "build_row", "letters_and_sizes"]
 
 _PRETRAINING: dict[str | None, Mapping[str, Callable[..., PublishedBranch]]] = {
     # of the letters that are not DeiT III or, as H, MAE
@@ -90,3 +91,13 @@ def build_row(
         merge="conv" if len(models) > 1 else "identity",
         merge_branches=merge_branches,
     )
+
+
+def build_classifier_row(row: Mapping[str, Any]) -> PIIP:
+    """Build the network of a row of the table "classification", on the device that is current."""
+    if "scratch" in row["model"]:
+        return from_scratch([int(size) for size in row["resolution"].split("/")])
+    models = letters_and_sizes(row)
+    letters = "".join(letter for letter, _ in models)
+    family: Literal["deit", "augreg"] = "deit" if "T" in letters else "augreg"
+    return pretrained_heads(letters, [size for _, size in models], family)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Literal
 
 from ..backbone import PIIP
 from ..branches import ViTBranch, published
-from .recipes import letters_and_sizes
 
-__all__ = ["build_classifier_row", "from_scratch", "pretrained_heads"]
+__all__ = ["from_scratch", "pretrained_heads"]
 
 _SCRATCH = ((640, 8), (320, 4), (160, 2))  # channels and heads of PIIP-B, largest model first
 _SCRATCH_WINDOW = 16  # tokens; on the largest image. The images of the others are one window, or less
@@ -51,13 +50,3 @@ def from_scratch(sizes: Sequence[int]) -> PIIP:
         sizes[::-1],
         merge="linear",
     )
-
-
-def build_classifier_row(row: Mapping[str, Any]) -> PIIP:
-    """Build the network of a row of the table "classification", on the device that is current."""
-    if "scratch" in row["model"]:
-        return from_scratch([int(size) for size in row["resolution"].split("/")])
-    models = letters_and_sizes(row)
-    letters = "".join(letter for letter, _ in models)
-    family: Literal["deit", "augreg"] = "deit" if "T" in letters else "augreg"
-    return pretrained_heads(letters, [size for _, size in models], family)
