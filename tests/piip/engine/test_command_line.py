@@ -46,7 +46,8 @@ def run(
 
 
 EXPLAIN = """
-import contextlib, io, json, runpy, sys
+import contextlib, io, json, os, runpy, sys
+sys.path.insert(0, os.path.dirname(sys.argv[1]))  # as Python does for a script
 said = {}
 for path in sys.argv[1:]:
     sys.argv = [path, "--help"]
