@@ -43,7 +43,7 @@ def _plan(rng: np.random.Generator, size: int) -> list[tuple[int, float, tuple[f
     def log_uniform(low: float, high: float) -> float:
         return float(np.exp(rng.uniform(np.log(low), np.log(high))))
 
-    def anywhere(extent: float) -> tuple[float, float]:
+    def random_center(extent: float) -> tuple[float, float]:
         margin = 0.45 * extent  # objects may leave the image by a little
         return float(rng.uniform(margin, size - margin)), float(rng.uniform(margin, size - margin))
 
@@ -51,7 +51,7 @@ def _plan(rng: np.random.Generator, size: int) -> list[tuple[int, float, tuple[f
     kind = rng.choice(["loose", "filled", "crowd"], p=[0.5, 0.35, 0.15])
     if kind == "filled":
         extent = rng.uniform(0.7, 1.1) * size
-        objects.append((int(rng.integers(len(CLASSES))), extent, anywhere(extent)))
+        objects.append((int(rng.integers(len(CLASSES))), extent, random_center(extent)))
     if kind == "crowd":
         label = int(rng.integers(len(CLASSES)))
         middle, spread = rng.uniform(0.3, 0.7, 2) * size, rng.uniform(0.15, 0.3) * size
@@ -60,7 +60,7 @@ def _plan(rng: np.random.Generator, size: int) -> list[tuple[int, float, tuple[f
             objects.append((label, log_uniform(MIN_EXTENT, 0.3 * size), (x, y)))
     for _ in range(int(rng.integers(2, 7))):
         extent = log_uniform(max(MIN_EXTENT, 0.08 * size), 0.6 * size if kind == "loose" else 0.3 * size)
-        objects.append((int(rng.integers(len(CLASSES))), extent, anywhere(extent)))
+        objects.append((int(rng.integers(len(CLASSES))), extent, random_center(extent)))
     return sorted(objects, key=lambda planned: -planned[1])
 
 

@@ -23,7 +23,7 @@ START_METHOD = "forkserver"
 """How workers start: from a process without the threads, locks and GPU that a fork of the trainer has."""
 
 _DEATHS = 3  # give up after three in a row over one batch
-_GRACE = 0.5  # seconds that the news of a death may take
+_GRACE = 3.0  # seconds that the news of a death may take on a busy machine
 
 
 class DataError(ValueError):
