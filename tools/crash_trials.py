@@ -153,6 +153,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     killed, undisturbed = (
         read_file(output / f"{name}/model_final.pth") for name in ("killed", "undisturbed")
     )
+    for checkpoint in (killed, undisturbed):
+        checkpoint.pop("config")  # names the output folder
     assert same_content(killed, undisturbed), "the weights differ from those of a run without kills"
     assert not list((output / "killed").glob(".*.part"))
     moments = ", ".join(f"{number} in {kind}" for kind, number in kills.items())

@@ -203,11 +203,13 @@ def test_models_of_transformers(build: Callable[[], nn.Module]) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("build", MODELS)
 def test_compiled_models_of_transformers(build: Callable[[], nn.Module]) -> None:
+    """Against the compiled original: compilation alone moves some of them by more than rounding."""
     model = random_model(build)
-    expected, gradients = forward_and_gradients(model)
-    adapters_used = adapters.transformers(model)
+    expected, gradients = forward_and_gradients(model, torch.compile(model))
+    torch.compiler.reset()
+    replaced = adapters.transformers(model)
     output, own = forward_and_gradients(model, torch.compile(model))
-    adapters.restore(adapters_used)
+    adapters.restore(replaced)
     assert close(output, expected)
     assert all(close(a, b) for a, b in zip(own, gradients, strict=True))
 
