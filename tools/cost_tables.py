@@ -102,7 +102,7 @@ INTRODUCTION = """\
 
 Written by `make tables`. One multiply-add is one FLOP; everything is for one image.
 
-Two accountings are in use, and they differ:
+This page gives the cost of every published model. GFLOPs are counted in two ways:
 
 - **published**: the rules of the published tables, in closed form. Their counter ran on another model than
   the detector: it merges branches by linear layers, ends in a 1000-way head, has no pyramid, and does not
@@ -313,7 +313,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     lines = [INTRODUCTION, "## Accuracy for cost", "", draw_flops(costs, tables["main"], args.output), ""]
     lines += [
-        "## Where it goes",
+        "## Cost by component",
         "",
         draw_parts(costs, args.output),
         "",
