@@ -8,4 +8,4 @@ from ..common.models.mask_rcnn_piip_convnext import model, optimizer, set_branch
 from ..common.recipe_1x import lr_multiplier, train
 from ..common.tta import rcnn_tta as tta
 
-set_branches("ct", "vs", "vb")
+set_branches("vb", "vs", "ct")

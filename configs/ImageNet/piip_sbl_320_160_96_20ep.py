@@ -5,5 +5,5 @@ from ..common.data.imagenet import dataloader
 from ..common.models.classifier_piip import model, set_branches
 from ..common.recipe_imagenet import loss, lr_scheduler, mixup, optimizer, train
 
-set_branches(augreg_classifier, "SBL", 320, 160, 96)
+set_branches(augreg_classifier, "LBS", 96, 160, 320)
 dataloader.train.input_size = 320

@@ -5,5 +5,5 @@ from ..common.data.imagenet import dataloader
 from ..common.models.classifier_piip import model, set_branches
 from ..common.recipe_imagenet import loss, lr_scheduler, mixup, optimizer, train
 
-set_branches(deit_classifier, "TSB", 368, 192, 128)
+set_branches(deit_classifier, "BST", 128, 192, 368)
 dataloader.train.input_size = 368

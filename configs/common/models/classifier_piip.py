@@ -16,8 +16,6 @@ model = L(PIIPClassifier)(
 
 
 def set_branches(family: Any, letters: str, *sizes: int) -> None:
-    """Branches by the paper's letters and their image sizes, the smallest model (largest image) first."""
-    model.piip.branches = [
-        family(letter, size) for letter, size in zip(reversed(letters), reversed(sizes), strict=True)
-    ]
-    model.piip.image_sizes = list(reversed(sizes))
+    """Branches by the paper's letters and their image sizes, the largest model (smallest image) first."""
+    model.piip.branches = [family(letter, size) for letter, size in zip(letters, sizes, strict=True)]
+    model.piip.image_sizes = list(sizes)

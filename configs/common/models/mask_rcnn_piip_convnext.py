@@ -21,12 +21,12 @@ def _stages(name: str) -> list[list[int]]:
 
 
 def set_branches(*names: str) -> None:
-    """Give the detector its branches, the smallest model first, as configs are named: "ct", "vs", ..."""
+    """Give the detector its branches, the largest model first: "cb", "vs", ..."""
     branches: list[Any] = [
-        convnext(name[1].upper()) if name[0] == "c" else vit(name[1].upper(), 14) for name in reversed(names)
+        convnext(name[1].upper()) if name[0] == "c" else vit(name[1].upper(), 14) for name in names
     ]
     model.backbone.piip.branches = branches
-    model.backbone.piip.stages = [_stages(name) for name in reversed(names)]
+    model.backbone.piip.stages = [_stages(name) for name in names]
 
 
 model.pixel_mean, model.pixel_std = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]
