@@ -105,7 +105,7 @@ docs: $(STAMPS)/requirements ## The documentation site, in build/site
 
 check-cuda: setup ## Compile the CUDA sources (with nvcc) and test them in an emulation: no GPU needed
 	$(BIN)/python tools/lab/compile_cuda.py --arch 80 90
-	PIIP_OPS_DEVICE=emulated-cuda OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto tests/piip_ops
+	PIIP_OPS_DEVICE=emulated-cuda OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto -m "not slow" tests/piip_ops
 	tools/gpu_report.sh --dry-run --output build/gpu-report
 
 sanitize: setup ## Run the CPU kernels and the emulated CUDA kernels under the address sanitizer
