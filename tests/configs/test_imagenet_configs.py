@@ -45,7 +45,13 @@ def test_rows(row: PublishedModel) -> None:
 
 def test_wrong_rows_are_found() -> None:
     wrong = replace(
-        CLASSIFIERS[0], params_m=1, gflops=1, gflops_published=1, params_m_published=1, image_sizes="", top1=1
+        CLASSIFIERS[0],
+        params_m=1,
+        gflops=1,
+        gflops_published=1,
+        params_m_published=1,
+        image_sizes=(),
+        scores={"top-1": 1},
     )
     problems = [problem.split(":")[0] for problem in check_classifier(wrong, FOLDER)]
     assert problems == [
@@ -61,7 +67,7 @@ def test_wrong_rows_are_found() -> None:
 @pytest.mark.parametrize("row", [row for row in CLASSIFIERS if row.released], ids=lambda row: row.config)
 def test_released_weights_fit(row: PublishedModel) -> None:
     """Every name and shape of a released classifier is one of its config's model, and none is left over."""
-    listed = key_list("keys_tasks", f"classification__{row.released}")["keys"]
+    listed = key_list("keys_tasks", f"classification__{row.name}")["keys"]
     released = convert_classifier({key: torch.empty(shape, device="meta") for key, shape in listed.items()})
     with build_on_meta():
         model = instantiate(load_config(str(FOLDER / f"{row.config}.py")).model)

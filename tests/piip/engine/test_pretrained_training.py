@@ -16,6 +16,7 @@ from detectron2.config import LazyCall as L
 from omegaconf import DictConfig
 
 from piip.branches import Pretrained
+from piip.engine import start
 from piip.engine import train as training
 
 from ..tiny_config import tiny_config
@@ -25,13 +26,13 @@ from ..tiny_config import tiny_config
 def loads(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     """What was loaded, a list of branches for each time."""
     calls: list[list[str]] = []
-    load = training.load_pretrained
+    load = start.load_pretrained
 
     def recorded(model: nn.Module) -> list[str]:
         calls.append(load(model))
         return calls[-1]
 
-    monkeypatch.setattr(training, "load_pretrained", recorded)
+    monkeypatch.setattr(start, "load_pretrained", recorded)
     return calls
 
 

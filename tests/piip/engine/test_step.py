@@ -60,7 +60,7 @@ def test_parts_add_up_to_the_batch(parts: int, sizes: list[int]) -> None:
 
 
 def test_more_parts_than_images() -> None:
-    with pytest.raises(ValueError, match=r"train\.accumulate=7 splits batches of 6 images a process"):
+    with pytest.raises(ValueError, match=r"train\.accumulate=7 splits batches of 6 images per process"):
         trained(accumulate=7)
 
 
@@ -126,7 +126,7 @@ def test_average_of_the_weights() -> None:
     ("settings", "message"),
     [
         ({"parallel": "horovod"}, "train.parallel is 'horovod': use one of ddp, fsdp"),
-        ({"accumulate": 0}, "train.accumulate is 0: use 1 for the batch as a whole, or more"),
+        ({"accumulate": 0}, "train.accumulate is 0: expected a number of micro-batches, at least 1"),
         ({"accumulate": "two"}, "train.accumulate: .*two"),
         ({"ema_decay": 1.0}, "train.ema_decay is 1.0: use 0 for none, or a share below 1"),
         ({"clip_grad_norm": -1}, "train.clip_grad_norm is -1.0: use 0 for none, or more"),

@@ -45,7 +45,7 @@ def test_every_command_fits_its_config() -> None:
         config = REPOSITORY / arguments[arguments.index("--config-file") + 1]
         overrides = [argument for argument in arguments if "=" in argument]
         settings.append(TrainSettings.of(load_config(str(config), overrides)))
-    assert [s.parallel for s in settings] == ["ddp", "ddp", "ddp", "ddp", "fsdp"]
+    assert [s.parallel for s in settings] == ["ddp", "ddp", "ddp", "ddp", "ddp", "fsdp"]
 
 
 def small(command: list[str], folder: Path, replaced: dict[str, str]) -> list[str]:

@@ -184,7 +184,7 @@ def test_classifier_and_half_optimised_models() -> None:
     with pytest.raises(ValueError, match=r"dtype torch\.float16 is not supported: use torch\.float32"):
         optimize_for_inference(classifier, torch.float16)
     optimize_for_inference(classifier)
-    with pytest.raises(ValueError, match="optimise a model once"):
+    with pytest.raises(ValueError, match="optimise a model only once"):
         optimize_for_inference(classifier)
 
 
@@ -204,7 +204,6 @@ def test_memory_stays() -> None:
         torch.ones(64 << 20, dtype=torch.uint8)
         return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
-    for _ in range(4):  # until what else is allocated has found its place
-        faults()
     pages = (64 << 20) // resource.getpagesize()
-    assert faults() < pages // 10
+    # the first few fetch theirs, until what else is allocated has found its place; without, all do
+    assert min(faults() for _ in range(12)) < pages // 10

@@ -77,7 +77,7 @@ def test_auto_classes_know_the_models() -> None:
         [32, 24],
     )
     assert PIIPVisionConfig.from_released("piip-llava_convnext-b_clip-l_640-224_7B").num_tokens == 400
-    with pytest.raises(ValueError, match="no released PIIP-LLaVA is called clip"):
+    with pytest.raises(ValueError, match="no published model is called 'clip'"):
         PIIPVisionConfig.from_released("clip")
 
 

@@ -145,10 +145,18 @@ def config_of(checkpoint: str, *, trusted: Collection[str] = ()) -> DictConfig |
         raise UnusableConfigError(f"the config in {checkpoint} cannot be used, {error}") from error
 
 
+def _related(name: str, other: str) -> bool:
+    """Whether one class is the other or derives from it, as R-CNNs by other training rules do."""
+    first, second = locate(name), locate(other)
+    if not (isinstance(first, type) and isinstance(second, type)):
+        return name == other
+    return issubclass(first, second) or issubclass(second, first)
+
+
 def _follow(config: DictConfig, saved: DictConfig, path: str, weights: str) -> None:
     """Give a config, in place, the model and the images of the one that weights were trained with."""
     given, kept = parse(dump(config), trusted=targets(config)), saved
-    if given.model.get("_target_") != kept.model.get("_target_"):
+    if not _related(given.model.get("_target_"), kept.model.get("_target_")):
         raise ValueError(
             f"{weights} holds a {kept.model.get('_target_')}, {path} describes a "
             f"{given.model.get('_target_')}: give the config it was trained with, or none"
