@@ -9,7 +9,7 @@ from torch import Tensor
 from piip.official import build_backbone, convert_backbone, to_official_backbone
 from piip.weights.differences import differences
 
-from ...shared_data import golden, key_list, key_lists, names
+from ...shared_data import Golden, golden, key_list, key_lists, names
 
 KEYS = key_lists("keys")
 BEIT = "3branch__mask_rcnn_beit_sbl_1568_1120_672_fpn_1x_coco_bs16"
@@ -54,9 +54,15 @@ def test_branch4() -> None:
     assert released.piip.image_sizes == [448, 672, 1120, 1568]
 
 
+def detector() -> Golden:
+    return golden("fixtures/mask_rcnn", "golden_mask_rcnn_a")
+
+
 @pytest.fixture
 def state() -> dict[str, Tensor]:
-    return dict(golden("fixtures/backbone", "a2_piip3_deform_grads").group("state"))
+    """Of a tiny published backbone, with three branches."""
+    tensors = detector().group("state").items()
+    return {key.removeprefix("backbone."): tensor for key, tensor in tensors if key.startswith("backbone.")}
 
 
 def published_index(size: int) -> Tensor:
@@ -141,7 +147,7 @@ def test_unknown_keys_are_named(state: dict[str, Tensor]) -> None:
         "branch2.blocks.0.mlp.fc1.bias",
         "interactions.0.interaction_units_12.branch2to1_proj.weight",
         "interactions.1.interaction_units_23.branch1to2_injector.attn.value_proj.weight",
-        "interactions.2.interaction_units_12.branch2to1_injector.ffn.dwconv.dwconv.weight",
+        "interactions.1.interaction_units_12.branch2to1_injector.ffn.dwconv.dwconv.weight",
         "merge_branch2.0.weight",
         "merge_branch3.4.bias",
         "fpn1.3.weight",
@@ -153,7 +159,7 @@ def test_wrong_shapes_are_named(state: dict[str, Tensor], key: str) -> None:
     tensor = state[key]
     state[key] = torch.zeros(1) if tensor.ndim == 0 else torch.cat([tensor, tensor[:1]])
     with torch.device("meta"):
-        model = build_backbone(golden("fixtures/backbone", "a2_piip3_deform_grads").meta["backbone_config"])
+        model = build_backbone(detector().meta["model"]["backbone"])
     converted = convert_backbone(state)
     name = dict(zip(state, converted, strict=True))[key]
     (problem,) = differences(converted, model.state_dict())
@@ -162,7 +168,7 @@ def test_wrong_shapes_are_named(state: dict[str, Tensor], key: str) -> None:
 
 def test_missing_keys_are_refused_on_loading(state: dict[str, Tensor]) -> None:
     del state["branch1.blocks.0.gamma_1"]
-    model = build_backbone(golden("fixtures/backbone", "a2_piip3_deform_grads").meta["backbone_config"])
+    model = build_backbone(detector().meta["model"]["backbone"])
     with pytest.raises(RuntimeError, match=r"piip\.branches\.0\.blocks\.0\.ls1\.gamma"):
         model.load_state_dict(convert_backbone(state), strict=True)
 
@@ -175,6 +181,6 @@ def test_missing_keys_are_refused_on_loading(state: dict[str, Tensor]) -> None:
     ],
 )
 def test_unknown_settings(change: dict[str, str], message: str) -> None:
-    config = golden("fixtures/backbone", "a2_piip3_deform_grads").meta["backbone_config"]
+    config = detector().meta["model"]["backbone"]
     with pytest.raises(ValueError, match=message):
         build_backbone({**config, **change})
