@@ -147,10 +147,11 @@ def config_of(checkpoint: str, *, trusted: Collection[str] = ()) -> DictConfig |
 
 def _related(name: str, other: str) -> bool:
     """Whether one class is the other or derives from it, as R-CNNs by other training rules do."""
+    if name == other:
+        return True
     first, second = locate(name), locate(other)
-    if not (isinstance(first, type) and isinstance(second, type)):
-        return name == other
-    return issubclass(first, second) or issubclass(second, first)
+    classes = isinstance(first, type) and isinstance(second, type)
+    return classes and (issubclass(first, second) or issubclass(second, first))
 
 
 def _follow(config: DictConfig, saved: DictConfig, path: str, weights: str) -> None:
